@@ -1,0 +1,37 @@
+import express, { type Express } from 'express';
+import { pino } from 'pino';
+import { answerProblem, methodNotAllowed, notFound } from './problem';
+import { Traffic } from './traffic';
+
+/** Whether a service wants traffic: not before it listens, not once it stops. */
+export class Readiness {
+  isReady = false;
+}
+
+/**
+ * The app of the admin port: `/livez` says that the process works, `/readyz` that it wants traffic.
+ * Probes write no log lines.
+ */
+export function createAdminApp(readiness: Readiness): Express {
+  const app = express();
+  app.disable('x-powered-by').disable('etag');
+  app.use(new Traffic(pino({ level: 'silent' })).record());
+  const only = methodNotAllowed('GET', 'HEAD');
+  app
+    .route('/livez')
+    .get((_req, res) => void res.type('text/plain').send('ok\n'))
+    .all(only);
+  app
+    .route('/readyz')
+    .get((_req, res) => {
+      const { isReady } = readiness;
+      res
+        .status(isReady ? 200 : 503)
+        .type('text/plain')
+        .send(isReady ? 'ok\n' : 'stopping\n');
+    })
+    .all(only);
+  app.use(notFound());
+  app.use(answerProblem());
+  return app;
+}

@@ -1,0 +1,284 @@
+import type { IncomingHttpHeaders } from 'node:http';
+import type { Dispatcher } from 'undici';
+import type { Address } from './address';
+import type { Addresses } from './addresses';
+import { Answer } from './answer';
+import type { Admission, CircuitBreaker } from './circuit-breaker';
+import { CallerLeft, type FailureType, failureType, HopFailure, RETRYABLE } from './failure';
+import type { RetryBudget } from './retry-budget';
+import { Trial } from './trial';
+
+/** What the exchanges with one next hop have in common. */
+export interface Hop {
+  readonly name: string;
+  readonly timeoutMs: number;
+  /** The largest body that is read, in bytes. */
+  readonly maxBodyBytes: number;
+  readonly addresses: Addresses;
+  readonly budget: RetryBudget;
+  readonly breaker: CircuitBreaker;
+  readonly onRepeat: (kind: 'retry' | 'hedge') => void;
+}
+
+const MOST_RETRIES = 2;
+const RETRY_JITTER_MS = 25;
+const MOST_DISCARDED_BYTES = 64 * 1024;
+
+/**
+ * One exchange with a next hop: a safe request, sent again where that is safe, within one deadline.
+ * `settle` is called once, with a whole answer or with why there is none.
+ */
+export class Exchange {
+  private live: Attempt[] = [];
+  private retries = 0;
+  private settled = false;
+  private admission: Admission = 'refused';
+  private timer: NodeJS.Timeout | undefined;
+
+  constructor(
+    readonly hop: Hop,
+    readonly request: Dispatcher.DispatchOptions,
+    private readonly settle: (failure: HopFailure | CallerLeft | undefined, answer?: Answer) => void,
+  ) {}
+
+  start() {
+    const nowMs = performance.now();
+    this.hop.budget.deposit(nowMs);
+    this.admission = this.hop.breaker.admit(nowMs);
+    if (this.admission === 'refused') return this.fail('destination_unavailable');
+    this.timer = setTimeout(quarterPassed, this.hop.timeoutMs / 4, this);
+    this.attempt();
+    this.tryOutAddress(nowMs);
+  }
+
+  /** Nobody waits for the answer any more: whatever is under way is cancelled. */
+  abandon() {
+    if (this.settled) return;
+    this.hop.breaker.abandon(this.admission);
+    this.finish(new CallerLeft());
+  }
+
+  /** A quarter of the deadline has passed without an answer: one more request is sent. */
+  hedge() {
+    this.timer = setTimeout(deadlinePassed, (this.hop.timeoutMs * 3) / 4, this);
+    const [late] = this.live;
+    if (late === undefined) return;
+    const nowMs = performance.now();
+    late.address.answersLate(nowMs);
+    if (!this.hop.budget.withdraw(nowMs)) return;
+    this.hop.onRepeat('hedge');
+    this.attempt(late.address);
+  }
+
+  expire() {
+    const last = this.live.at(-1);
+    this.fail(last === undefined ? this.expiredWithoutAttempt() : last.expiredAs());
+  }
+
+  answered(attempt: Attempt) {
+    attempt.address.answered();
+    if (this.settled) return;
+    this.leave(attempt);
+    this.hop.breaker.record(this.admission, false, performance.now());
+    this.finish(undefined, attempt.answer());
+  }
+
+  failed(attempt: Attempt, type: FailureType, cause?: unknown) {
+    const nowMs = performance.now();
+    if (RETRYABLE.has(type)) this.distrust(attempt, nowMs);
+    if (this.settled) return;
+    this.leave(attempt);
+    if (this.live.length > 0) return;
+    if (this.mayRetry(type) && this.hop.budget.withdraw(nowMs)) this.retry(attempt.address);
+    else this.fail(type, cause);
+  }
+
+  private attempt(avoid?: Address) {
+    const address = this.hop.addresses.choose(avoid);
+    if (address === undefined) return this.awaitAddress();
+    const attempt = new Attempt(this, address);
+    this.live.push(attempt);
+    attempt.send();
+  }
+
+  private awaitAddress() {
+    this.hop.addresses.lookup().then(
+      () => {
+        if (this.settled) return;
+        if (this.hop.addresses.choose() === undefined) this.fail('dns_error');
+        else this.attempt();
+      },
+      (error: unknown) => this.fail(failureType(error, false), error),
+    );
+  }
+
+  private mayRetry(type: FailureType) {
+    return RETRYABLE.has(type) && this.retries < MOST_RETRIES;
+  }
+
+  private retry(avoid: Address) {
+    this.retries++;
+    this.hop.onRepeat('retry');
+    const retryNow = () => {
+      if (!this.settled) this.attempt(avoid);
+    };
+    setTimeout(retryNow, Math.random() * RETRY_JITTER_MS * this.retries);
+  }
+
+  // A kept connection may have been closed for idleness: that says nothing of its address.
+  private distrust(attempt: Attempt, nowMs: number) {
+    if (!attempt.reusedConnection) attempt.address.setAside(nowMs);
+    this.hop.addresses.refresh();
+  }
+
+  // A copy of a request that is sent anyway; its answer counts for the address alone.
+  private tryOutAddress(nowMs: number) {
+    const address = this.hop.addresses.dueForTrial(nowMs);
+    if (address === undefined || !this.hop.budget.withdraw(nowMs)) return;
+    address.beginTrial();
+    new Trial(address, this.hop.timeoutMs / 4).send(this.request);
+  }
+
+  // Only a look-up or the pause before a retry goes on without an attempt under way.
+  private expiredWithoutAttempt(): FailureType {
+    return this.retries > 0 ? 'connection_timeout' : 'dns_timeout';
+  }
+
+  private fail(type: FailureType, cause?: unknown) {
+    if (this.settled) return;
+    // The own bound tells of the load, not of the next hop.
+    if (type === 'connection_limit_reached') this.hop.breaker.abandon(this.admission);
+    else this.hop.breaker.record(this.admission, true, performance.now());
+    this.finish(new HopFailure(type, this.hop.name, cause === undefined ? undefined : { cause }));
+  }
+
+  private finish(failure: HopFailure | CallerLeft | undefined, answer?: Answer) {
+    this.settled = true;
+    clearTimeout(this.timer);
+    for (const attempt of this.live) attempt.cancel();
+    this.settle(failure, answer);
+  }
+
+  private leave(attempt: Attempt) {
+    if (this.live.length === 1) this.live.length = 0;
+    else this.live = this.live.filter((other) => other !== attempt);
+  }
+}
+
+const CANCELLED = new Error('cancelled');
+
+const isSuccess = (status: number) => status >= 200 && status < 300;
+
+// Functions of their own, so that a timer needs no closure per request.
+function quarterPassed(exchange: Exchange) {
+  exchange.hedge();
+}
+
+function deadlinePassed(exchange: Exchange) {
+  exchange.expire();
+}
+
+function cancelAttempt(attempt: Attempt) {
+  attempt.cancel();
+}
+
+/** A request on its way to one address: undici's handler for it. */
+class Attempt implements Dispatcher.DispatchHandler {
+  /** It went out over a connection that was kept idle. */
+  reusedConnection = false;
+  private sending = false;
+  private controller: Dispatcher.DispatchController | undefined;
+  private readonly waitsForConnection: boolean;
+  private status = 0;
+  private headers: IncomingHttpHeaders = {};
+  private chunks: Buffer[] = [];
+  private bytes = 0;
+  private over = false;
+  private cancelled = false;
+
+  constructor(
+    private readonly exchange: Exchange,
+    readonly address: Address,
+  ) {
+    this.waitsForConnection = address.inFlight >= address.share;
+  }
+
+  send() {
+    this.address.inFlight++;
+    this.sending = true;
+    this.address.connections.dispatch(this.exchange.request, this);
+    this.sending = false;
+  }
+
+  /** Gives the request up. One that still waits for a connection is given up when it gets it. */
+  cancel() {
+    this.cancelled = true;
+    this.release();
+    this.controller?.abort(CANCELLED);
+  }
+
+  expiredAs(): FailureType {
+    if (this.controller !== undefined) return 'http_response_timeout';
+    return this.waitsForConnection ? 'connection_limit_reached' : 'connection_timeout';
+  }
+
+  answer() {
+    return new Answer(this.status, this.headers, this.chunks, this.bytes);
+  }
+
+  onRequestStart(controller: Dispatcher.DispatchController) {
+    this.controller = controller;
+    // undici starts a request within `dispatch` only where an idle connection is at hand.
+    this.reusedConnection = this.sending;
+    if (this.cancelled) controller.abort(CANCELLED);
+  }
+
+  onResponseStart(_controller: Dispatcher.DispatchController, status: number, headers: IncomingHttpHeaders) {
+    if (status < 200) return;
+    this.status = status;
+    this.headers = headers;
+    if (!isSuccess(status)) return this.answerWithoutBody();
+    const coding = headers['content-encoding'];
+    if (coding !== undefined && coding !== 'identity') this.refuse('http_response_content_coding');
+    else if (Number(headers['content-length']) > this.exchange.hop.maxBodyBytes)
+      this.refuse('http_response_body_size');
+  }
+
+  onResponseData(_controller: Dispatcher.DispatchController, chunk: Buffer) {
+    this.bytes += chunk.length;
+    if (!isSuccess(this.status)) {
+      if (this.bytes > MOST_DISCARDED_BYTES) this.cancel();
+      return;
+    }
+    if (this.bytes > this.exchange.hop.maxBodyBytes) this.refuse('http_response_body_size');
+    else this.chunks.push(chunk);
+  }
+
+  onResponseEnd() {
+    const answered = isSuccess(this.status) && !this.cancelled;
+    this.release();
+    if (answered) this.exchange.answered(this);
+  }
+
+  onResponseError(_controller: Dispatcher.DispatchController, error: Error) {
+    this.release();
+    if (!this.cancelled) this.exchange.failed(this, failureType(error, this.status !== 0), error);
+  }
+
+  // The status is the answer. The body is read to its end, so that the connection can be used again,
+  // but not for long.
+  private answerWithoutBody() {
+    this.exchange.answered(this);
+    setTimeout(cancelAttempt, this.exchange.hop.timeoutMs / 4, this).unref();
+  }
+
+  private refuse(type: FailureType) {
+    this.cancel();
+    this.exchange.failed(this, type);
+  }
+
+  private release() {
+    if (!this.over) this.address.inFlight--;
+    this.over = true;
+  }
+}

@@ -1,0 +1,94 @@
+/**
+ * Why there is no usable answer from a next hop: error types of RFC 9209, section 2.3, the one
+ * vocabulary of the log field `error`, the metric label `error`, `Proxy-Status` and problem documents.
+ */
+export type FailureType =
+  | 'dns_error'
+  | 'dns_timeout'
+  | 'connection_refused'
+  | 'connection_timeout'
+  | 'connection_terminated'
+  | 'tls_certificate_error'
+  | 'http_response_timeout'
+  | 'http_response_incomplete'
+  | 'http_response_body_size'
+  | 'http_response_header_section_size'
+  | 'http_response_content_coding'
+  | 'http_protocol_error'
+  | 'connection_limit_reached'
+  | 'destination_unavailable'
+  | 'proxy_internal_error';
+
+/** A next hop gave no usable answer. `cause` is what the HTTP client threw, where it threw something. */
+export class HopFailure extends Error {
+  constructor(
+    readonly type: FailureType,
+    readonly nextHop: string,
+    options?: { cause?: unknown },
+  ) {
+    super(`${nextHop}: ${type}`, options);
+  }
+}
+
+/** The caller went away before there was an answer: nobody is left to tell. */
+export class CallerLeft extends Error {}
+
+/** Nothing was asked of a next hop that refused, reset or never took the connection: a safe request may be sent again. */
+export const RETRYABLE: ReadonlySet<FailureType> = new Set([
+  'connection_refused',
+  'connection_terminated',
+  'connection_timeout',
+]);
+
+const BY_CODE: Readonly<Record<string, FailureType>> = {
+  ENOTFOUND: 'dns_error',
+  ENODATA: 'dns_error',
+  EAI_AGAIN: 'dns_error',
+  EAI_FAIL: 'dns_error',
+  EAI_NODATA: 'dns_error',
+  ETIMEOUT: 'dns_timeout',
+  ECONNREFUSED: 'connection_refused',
+  EHOSTUNREACH: 'connection_refused',
+  ENETUNREACH: 'connection_refused',
+  EADDRNOTAVAIL: 'connection_refused',
+  UND_ERR_CONNECT_TIMEOUT: 'connection_timeout',
+  ETIMEDOUT: 'connection_timeout',
+  ECONNRESET: 'connection_terminated',
+  EPIPE: 'connection_terminated',
+  UND_ERR_SOCKET: 'connection_terminated',
+  UND_ERR_HEADERS_TIMEOUT: 'http_response_timeout',
+  UND_ERR_BODY_TIMEOUT: 'http_response_timeout',
+  UND_ERR_RES_CONTENT_LENGTH_MISMATCH: 'http_response_incomplete',
+  UND_ERR_RES_EXCEEDED_MAX_SIZE: 'http_response_body_size',
+  UND_ERR_HEADERS_OVERFLOW: 'http_response_header_section_size',
+  HPE_HEADER_OVERFLOW: 'http_response_header_section_size',
+  EPROTO: 'http_protocol_error',
+  DEPTH_ZERO_SELF_SIGNED_CERT: 'tls_certificate_error',
+  SELF_SIGNED_CERT_IN_CHAIN: 'tls_certificate_error',
+  HOSTNAME_MISMATCH: 'tls_certificate_error',
+  INVALID_CA: 'tls_certificate_error',
+};
+
+const BY_CODE_PREFIX: readonly (readonly [prefix: string, type: FailureType])[] = [
+  ['CERT_', 'tls_certificate_error'],
+  ['UNABLE_TO_', 'tls_certificate_error'],
+  ['ERR_TLS_CERT', 'tls_certificate_error'],
+  ['ERR_SSL_', 'http_protocol_error'],
+  ['HPE_', 'http_protocol_error'],
+];
+
+/**
+ * Maps what undici or Node threw to the vocabulary.
+ * @param answered whether the response's headers had come: undici has one code for a connection
+ *   that closed without a byte and for a body cut short
+ */
+export function failureType(error: unknown, answered: boolean): FailureType {
+  const { code, name } = error as NodeJS.ErrnoException;
+  const type = byCode(code) ?? (name === 'HTTPParserError' ? 'http_protocol_error' : 'proxy_internal_error');
+  return type === 'connection_terminated' && answered ? 'http_response_incomplete' : type;
+}
+
+function byCode(code: string | undefined): FailureType | undefined {
+  if (code === undefined) return undefined;
+  return BY_CODE[code] ?? BY_CODE_PREFIX.find(([prefix]) => code.startsWith(prefix))?.[1];
+}

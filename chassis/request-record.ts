@@ -1,0 +1,66 @@
+import type { Request, Response } from 'express';
+import type { Answer } from './next-hop/answer';
+import type { HopRecord } from './next-hop/client';
+import type { HopFailure } from './next-hop/failure';
+import { requestIdFrom } from './request-id';
+import { traceIdOf } from './trace-context';
+
+declare global {
+  namespace Express {
+    interface Locals {
+      record: RequestRecord;
+    }
+  }
+}
+
+/** What is known of one request while it is served: its log line, in the making. */
+export class RequestRecord implements HopRecord {
+  readonly startedMs = performance.now();
+  readonly requestId: string;
+  readonly traceId: string | undefined;
+  readonly passedOn: string[];
+  nextHopMs: number | undefined;
+  nextHopStatus: number | undefined;
+  nextHopBytes: number | undefined;
+  error: string | undefined;
+  err: unknown;
+
+  constructor({ headers }: Request) {
+    this.requestId = requestIdFrom(headers['x-request-id']);
+    this.traceId = traceIdOf(headers);
+    this.passedOn = ['x-request-id', this.requestId];
+    if (this.traceId !== undefined) {
+      this.passOn('traceparent', headers.traceparent);
+      this.passOn('tracestate', headers.tracestate);
+    }
+    this.passOn('baggage', headers.baggage);
+  }
+
+  nextHopEnded(durationMs: number, answer: Answer | undefined, failure: HopFailure | undefined) {
+    this.nextHopMs = durationMs;
+    this.nextHopStatus = answer?.status;
+    this.nextHopBytes = answer?.bytes;
+    if (failure !== undefined) this.failedBy(failure.type, failure.cause);
+  }
+
+  /** The request fails: `error` is a word for it, `cause` what was thrown. */
+  failedBy(error: string, cause: unknown) {
+    this.error = error;
+    this.err = cause;
+  }
+
+  private passOn(name: string, value: string | string[] | undefined) {
+    if (value !== undefined) this.passedOn.push(name, String(value));
+  }
+}
+
+/** The template of the route that a request took, such as `/books/:id`; all unknown paths share one. */
+export function routeOf(req: Request): string {
+  const path: unknown = req.route?.path;
+  return typeof path === 'string' ? req.baseUrl + path : 'unmatched';
+}
+
+/** A client that left before the answer was whole gets nginx's 499: there is no status that anybody saw. */
+export function statusOf(res: Response): number {
+  return res.writableFinished ? res.statusCode : 499;
+}

@@ -1,0 +1,92 @@
+import type { Server } from 'node:http';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Express } from 'express';
+import type { Readiness } from './admin';
+import type { Logger } from './logger';
+import { finish, ListenError, listen, serverFor } from './server';
+import { SettingsError } from './settings';
+import type { Traffic } from './traffic';
+
+export interface Service {
+  settings: { host: string; port: number; adminPort: number; drainMs: number; shutdownTimeoutMs: number };
+  log: Logger;
+  app: Express;
+  adminApp: Express;
+  traffic: Traffic;
+  readiness: Readiness;
+  /** Closes what the app uses, once nothing is in flight. */
+  close: () => Promise<void>;
+}
+
+// A terminal and a process manager both pass Ctrl-C on: that is one signal, not two.
+const SAME_SIGNAL_MS = 100;
+
+/**
+ * Builds a service, and runs it until SIGTERM, SIGINT or an error that nobody caught. Wrong settings
+ * or a port that can't be had end the process with one message and code 1.
+ */
+export async function run(build: () => Service) {
+  try {
+    await new Life(build()).begin();
+  } catch (error) {
+    if (!(error instanceof SettingsError || error instanceof ListenError)) throw error;
+    process.stderr.write(`${error.message}\n`);
+    process.exit(1);
+  }
+}
+
+class Life {
+  private readonly server: Server;
+  private readonly admin: Server;
+  private endingSinceMs: number | undefined;
+
+  constructor(private readonly service: Service) {
+    this.server = serverFor(service.app);
+    this.admin = serverFor(service.adminApp);
+  }
+
+  async begin() {
+    const { settings, log, readiness } = this.service;
+    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => this.end(signal));
+    for (const event of ['uncaughtException', 'unhandledRejection'] as const)
+      process.on(event, (err: unknown) => this.crash(event, err));
+    const adminPort = await listen(this.admin, settings.host, settings.adminPort);
+    const port = await listen(this.server, settings.host, settings.port);
+    readiness.isReady = this.endingSinceMs === undefined;
+    log.info({ host: settings.host, port, adminPort }, 'listening');
+  }
+
+  private end(signal: string) {
+    const nowMs = performance.now();
+    if (this.endingSinceMs === undefined) void this.stop(signal, 0);
+    else if (nowMs - this.endingSinceMs > SAME_SIGNAL_MS)
+      this.exit(1, { signal }, 'stopped by a second signal');
+  }
+
+  private crash(event: string, err: unknown) {
+    this.service.log.fatal({ err }, event);
+    if (this.endingSinceMs === undefined) void this.stop(event, 1);
+    else this.exit(1, {}, 'stopped by a second error');
+  }
+
+  private async stop(reason: string, code: number) {
+    const { settings, log, readiness, traffic } = this.service;
+    this.endingSinceMs = performance.now();
+    readiness.isReady = false;
+    log.info({ reason, inFlight: traffic.size }, 'stopping');
+    await sleep(settings.drainMs);
+    const late = () => this.exit(1, { inFlight: traffic.size }, 'stopped by SHUTDOWN_TIMEOUT_MS');
+    setTimeout(late, settings.shutdownTimeoutMs);
+    traffic.end();
+    await finish(this.server);
+    await this.service.close();
+    await finish(this.admin);
+    this.exit(code, {}, 'stopped');
+  }
+
+  // The log's own exit handler writes out what it still holds.
+  private exit(code: number, fields: object, message: string) {
+    this.service.log[code === 0 ? 'info' : 'error'](fields, message);
+    process.exit(code);
+  }
+}

@@ -1,0 +1,73 @@
+import type { Request, RequestHandler, Response } from 'express';
+import type { Logger } from './logger';
+import { Problem } from './problem';
+import { RequestRecord, routeOf, statusOf } from './request-record';
+
+/**
+ * The requests that one service is answering: gives each its record, counts them, and writes a log
+ * line for each that ends.
+ */
+export class Traffic {
+  private readonly inFlight = new Set<Response>();
+  private ending = false;
+
+  constructor(private readonly log: Logger) {}
+
+  get size() {
+    return this.inFlight.size;
+  }
+
+  /** Comes first: whatever comes later can be told by its record. */
+  record(): RequestHandler {
+    const traffic = this;
+    return function record(req, res, next) {
+      const entry = new RequestRecord(req);
+      res.locals.record = entry;
+      res.setHeader('x-request-id', entry.requestId);
+      if (traffic.ending) res.setHeader('connection', 'close');
+      traffic.inFlight.add(res);
+      res.once('close', () => traffic.ended(req, res));
+      next();
+    };
+  }
+
+  /** Answers 503 at once while more than `most` requests are in flight. */
+  limit(most: number, service: string): RequestHandler {
+    const headers = { 'retry-after': '1', 'proxy-status': `${service}; error=connection_limit_reached` };
+    const traffic = this;
+    return function limit(_req, res, next) {
+      if (traffic.inFlight.size <= most) return next();
+      res.locals.record.error = 'connection_limit_reached';
+      throw new Problem(503, 'connection_limit_reached', { detail: 'Too many requests at once.', headers });
+    };
+  }
+
+  /** From now on each answer is the last one on its connection. */
+  end() {
+    this.ending = true;
+    for (const res of this.inFlight) if (!res.headersSent) res.setHeader('connection', 'close');
+  }
+
+  private ended(req: Request, res: Response) {
+    this.inFlight.delete(res);
+    const { record } = res.locals;
+    const status = statusOf(res);
+    const line = {
+      requestId: record.requestId,
+      traceId: record.traceId,
+      method: req.method,
+      route: routeOf(req),
+      status,
+      durationMs: rounded(performance.now() - record.startedMs),
+      nextHopMs: record.nextHopMs && rounded(record.nextHopMs),
+      nextHopStatus: record.nextHopStatus,
+      nextHopBytes: record.nextHopBytes,
+      error: record.error,
+      err: record.err,
+    };
+    if (status >= 500) this.log.error(line, 'request completed');
+    else this.log.info(line, 'request completed');
+  }
+}
+
+const rounded = (ms: number) => Math.round(ms * 100) / 100;

@@ -1,0 +1,34 @@
+import type { ErrorRequestHandler, RequestHandler, Response } from 'express';
+import type { NextHop } from '../../chassis/next-hop/client';
+import { HopFailure } from '../../chassis/next-hop/failure';
+import { Problem } from '../../chassis/problem';
+import { statusOfAnswer, statusOfFailure } from '../../chassis/proxy-status';
+
+/** Asks api2 and answers with its text. */
+export function hello(api2: NextHop): RequestHandler {
+  return async function hello(_req, res) {
+    const answer = await api2.get('/respond', res);
+    if (answer.isSuccess) return sendText(res, 200, answer.text());
+    res.setHeader('proxy-status', statusOfAnswer('api', api2.name, answer));
+    sendText(res, 500, `Error from api2: ${answer.status}`);
+  };
+}
+
+/** What `/hello` answers when api2 gave no usable answer. */
+export function helloFailed(): ErrorRequestHandler {
+  return function helloFailed(error, _req, res, next) {
+    if (!(error instanceof HopFailure)) return next(error);
+    res.setHeader('proxy-status', statusOfFailure('api', error));
+    if (error.type === 'connection_limit_reached') {
+      const options = { detail: 'Too many requests wait for api2.', headers: { 'retry-after': '1' } };
+      throw new Problem(503, error.type, options);
+    }
+    sendText(res, 500, 'Internal error contacting api2');
+  };
+}
+
+function sendText(res: Response, status: number, text: string) {
+  res.statusCode = status;
+  res.setHeader('content-type', 'text/plain; charset=utf-8');
+  res.end(text);
+}

@@ -1,0 +1,40 @@
+import { z } from 'zod';
+import { type Env, httpOrigin, milliseconds, onOff, readEnv, url, wholeNumber } from '../../chassis/settings';
+
+export type Settings = ReturnType<typeof readSettings>;
+
+/**
+ * The settings of api from an environment object.
+ * @throws {SettingsError} naming every wrong variable
+ */
+export function readSettings(env: Env) {
+  const { running, own } = readEnv(env, {
+    API2_URL: httpOrigin().default('http://api2:8080'),
+    API2_TIMEOUT_MS: milliseconds().default(2000),
+    API2_CONNECTIONS: wholeNumber(1, 65_535).default(64),
+    MAX_IN_FLIGHT: wholeNumber(1, 1_000_000).default(1024),
+    COLLAPSE: onOff().default(false),
+    EXTERNAL_URL: url(['https:', 'http:'], 'a URL such as https://example.org/data.json').default(
+      'https://static-assets.codecademy.com/Courses/Learn-Node/http/data.json',
+    ),
+    EXTERNAL_TIMEOUT_MS: milliseconds().default(5000),
+    HTTPS_PROXY: url(['http:', 'https:'], 'a URL such as http://proxy:3128').optional(),
+    NO_PROXY: z.string().optional(),
+  });
+  return {
+    ...running,
+    api2: {
+      origin: own.API2_URL,
+      timeoutMs: own.API2_TIMEOUT_MS,
+      connections: own.API2_CONNECTIONS,
+    },
+    maxInFlight: own.MAX_IN_FLIGHT,
+    collapse: own.COLLAPSE,
+    external: {
+      url: own.EXTERNAL_URL,
+      timeoutMs: own.EXTERNAL_TIMEOUT_MS,
+      proxyUrl: own.HTTPS_PROXY,
+      noProxy: own.NO_PROXY,
+    },
+  };
+}
