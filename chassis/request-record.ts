@@ -40,7 +40,7 @@ export class RequestRecord implements HopRecord {
     this.nextHopMs = durationMs;
     this.nextHopStatus = answer?.status;
     this.nextHopBytes = answer?.bytes;
-    if (failure !== undefined) this.failedBy(failure.type, failure.cause);
+    if (failure !== undefined) this.failedBy(failure.type, failure.cause ?? failure);
   }
 
   /** The request fails: `error` is a word for it, `cause` what was thrown. */

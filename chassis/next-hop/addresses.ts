@@ -80,11 +80,11 @@ export class Addresses {
     this.lookup().catch(() => {});
   }
 
-  /** Ends every connection. */
+  /** Closes idle connections now, others when their request ends. */
   async close() {
     clearInterval(this.timer);
     this.applied = Number.POSITIVE_INFINITY;
-    await Promise.all(this.known.map((address) => address.connections.destroy()));
+    await Promise.all(this.known.map((address) => address.connections.close()));
   }
 
   private async resolve(number: number) {

@@ -93,7 +93,7 @@ export class NextHop {
     });
   }
 
-  /** Ends every connection, and what is still under way on them. */
+  /** Closes every connection; what is under way on one ends by its own deadline. */
   async close() {
     await this.hop.addresses.close();
   }

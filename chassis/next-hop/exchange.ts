@@ -34,6 +34,7 @@ export class Exchange {
   private settled = false;
   private admission: Admission = 'refused';
   private timer: NodeJS.Timeout | undefined;
+  private lastCause: unknown;
 
   constructor(
     readonly hop: Hop,
@@ -72,7 +73,7 @@ export class Exchange {
 
   expire() {
     const last = this.live.at(-1);
-    this.fail(last === undefined ? this.expiredWithoutAttempt() : last.expiredAs());
+    this.fail(last === undefined ? this.expiredWithoutAttempt() : last.expiredAs(), this.lastCause);
   }
 
   answered(attempt: Attempt) {
@@ -88,6 +89,7 @@ export class Exchange {
     if (RETRYABLE.has(type)) this.distrust(attempt, nowMs);
     if (this.settled) return;
     this.leave(attempt);
+    this.lastCause = cause;
     if (this.live.length > 0) return;
     if (this.mayRetry(type) && this.hop.budget.withdraw(nowMs)) this.retry(attempt.address);
     else this.fail(type, cause);
@@ -169,6 +171,13 @@ const CANCELLED = new Error('cancelled');
 
 const isSuccess = (status: number) => status >= 200 && status < 300;
 
+/** What already the headers of a success tell against its body. */
+function unusable(headers: IncomingHttpHeaders, maxBodyBytes: number): FailureType | undefined {
+  const coding = headers['content-encoding'];
+  if (coding !== undefined && coding !== 'identity') return 'http_response_content_coding';
+  return Number(headers['content-length']) > maxBodyBytes ? 'http_response_body_size' : undefined;
+}
+
 // Functions of their own, so that a timer needs no closure per request.
 function quarterPassed(exchange: Exchange) {
   exchange.hedge();
@@ -238,10 +247,8 @@ class Attempt implements Dispatcher.DispatchHandler {
     this.status = status;
     this.headers = headers;
     if (!isSuccess(status)) return this.answerWithoutBody();
-    const coding = headers['content-encoding'];
-    if (coding !== undefined && coding !== 'identity') this.refuse('http_response_content_coding');
-    else if (Number(headers['content-length']) > this.exchange.hop.maxBodyBytes)
-      this.refuse('http_response_body_size');
+    const refused = unusable(headers, this.exchange.hop.maxBodyBytes);
+    if (refused !== undefined) this.refuse(refused);
   }
 
   onResponseData(_controller: Dispatcher.DispatchController, chunk: Buffer) {

@@ -79,13 +79,15 @@ const BY_CODE_PREFIX: readonly (readonly [prefix: string, type: FailureType])[] 
 
 /**
  * Maps what undici or Node threw to the vocabulary.
- * @param answered whether the response's headers had come: undici has one code for a connection
- *   that closed without a byte and for a body cut short
+ * @param answered whether the response's headers had come: undici has one code for a connection that
+ *   closed without a byte and a body cut short, and one for a body of the wrong length and two lengths
  */
 export function failureType(error: unknown, answered: boolean): FailureType {
   const { code, name } = error as NodeJS.ErrnoException;
   const type = byCode(code) ?? (name === 'HTTPParserError' ? 'http_protocol_error' : 'proxy_internal_error');
-  return type === 'connection_terminated' && answered ? 'http_response_incomplete' : type;
+  if (type === 'connection_terminated' && answered) return 'http_response_incomplete';
+  if (type === 'http_response_incomplete' && !answered) return 'http_protocol_error';
+  return type;
 }
 
 function byCode(code: string | undefined): FailureType | undefined {

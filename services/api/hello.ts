@@ -29,6 +29,8 @@ export function helloFailed(): ErrorRequestHandler {
 
 function sendText(res: Response, status: number, text: string) {
   res.statusCode = status;
+  const body = Buffer.from(text);
   res.setHeader('content-type', 'text/plain; charset=utf-8');
-  res.end(text);
+  res.setHeader('content-length', body.length);
+  res.end(body);
 }

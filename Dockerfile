@@ -1,0 +1,28 @@
+# Builds either service: docker build --build-arg SERVICE=api .
+FROM node:24-trixie-slim AS build
+WORKDIR /app
+COPY package.json package-lock.json ./
+# The optional dependencies are only a Node for machines that have an older one; the image brings its own.
+RUN --mount=type=cache,target=/root/.npm npm ci --omit=optional
+COPY tsconfig.json tsconfig.build.json ./
+COPY chassis chassis
+COPY services services
+RUN npm run build
+
+FROM node:24-trixie-slim AS production-dependencies
+WORKDIR /app
+COPY package.json package-lock.json ./
+RUN --mount=type=cache,target=/root/.npm npm ci --omit=dev --omit=optional
+
+FROM gcr.io/distroless/nodejs24-debian13:nonroot
+ARG SERVICE
+WORKDIR /app
+ENV NODE_ENV=production
+COPY --from=production-dependencies /app/node_modules node_modules
+COPY --from=build /app/dist/chassis chassis
+COPY --from=build /app/dist/services/${SERVICE} services/${SERVICE}
+# One name for either program: the entrypoint is node itself, and nothing here could expand a variable.
+COPY <<EOF main.js
+require('./services/${SERVICE}/main.js');
+EOF
+CMD ["main.js"]

@@ -1,0 +1,376 @@
+import { once } from 'node:events';
+import { createServer } from 'node:http';
+import { type AddressInfo, connect, type Socket } from 'node:net';
+import { gzipSync } from 'node:zlib';
+import request from 'supertest';
+import { MockAgent } from 'undici';
+import { apiOver } from '../../test/app-under-test';
+import { deadPort, httpHop, rawHop, type StubHop } from '../../test/stub-hop';
+
+const TIMEOUT_MS = 400;
+const cleanups: (() => Promise<unknown>)[] = [];
+
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0)) await cleanup();
+});
+
+function over(hop: StubHop | string, options = {}, maxInFlight = 1024) {
+  const api = apiOver(
+    typeof hop === 'string' ? hop : hop.origin,
+    { timeoutMs: TIMEOUT_MS, ...options },
+    maxInFlight,
+  );
+  cleanups.push(() => api.api2.close());
+  if (typeof hop !== 'string') cleanups.push(() => hop.close());
+  return api;
+}
+
+const answering = (head: string, body: string | Buffer = '') =>
+  rawHop((socket) => {
+    socket.write(`HTTP/1.1 ${head}\r\n\r\n`);
+    socket.write(body);
+  });
+
+describe('GET /hello when api2 answers', () => {
+  test('a 200 passes its text on, and none of its headers', async () => {
+    const hop = await httpHop((_req, res) => {
+      res.setHeader('set-cookie', 'a=b').setHeader('server', 'inner').setHeader('x-inner', '1').end('Grüße');
+    });
+    const { app, completed } = over(hop);
+    const res = await request(app).get('/hello').expect(200, 'Grüße');
+    expect(res.headers['content-type']).toBe('text/plain; charset=utf-8');
+    expect(res.headers).not.toHaveProperty('set-cookie');
+    expect(res.headers).not.toHaveProperty('server');
+    expect(res.headers).not.toHaveProperty('x-inner');
+    expect(res.headers).not.toHaveProperty('x-powered-by');
+    expect(completed()).toMatchObject([
+      { method: 'GET', route: '/hello', status: 200, nextHopStatus: 200, nextHopBytes: 7 },
+    ]);
+    expect(completed()[0]).not.toHaveProperty('error');
+  });
+
+  test('a 204 gives an empty text', async () => {
+    const { app } = over(await answering('204 No Content'));
+    await request(app).get('/hello').expect(200, '');
+  });
+
+  test('a character split over two packets stays whole', async () => {
+    const body = Buffer.from('naïve ☕');
+    const hop = await rawHop(async (socket) => {
+      socket.setNoDelay(true);
+      socket.write(`HTTP/1.1 200 OK\r\ncontent-length: ${body.length}\r\n\r\n`);
+      socket.write(body.subarray(0, 3));
+      setTimeout(() => socket.write(body.subarray(3)), 30);
+    });
+    await request(over(hop).app).get('/hello').expect(200, 'naïve ☕');
+  });
+
+  test.each([
+    ['text/plain; charset=iso-8859-1', Buffer.from([0x63, 0x61, 0x66, 0xe9]), 'café'],
+    ['text/plain; charset="utf-16le"', Buffer.from('café', 'utf16le'), 'café'],
+    ['text/plain; charset=nonsense', Buffer.from('café'), 'café'],
+    ['text/plain', Buffer.from('\ufeffcafé'), 'café'],
+  ])('a body of %s is decoded', async (type, body, text) => {
+    const hop = await answering(`200 OK\r\ncontent-type: ${type}\r\ncontent-length: ${body.length}`, body);
+    await request(over(hop).app).get('/hello').expect(200, text);
+  });
+
+  test.each([503, 404, 500, 301, 304, 418])('a %i is named in a 500', async (status) => {
+    const hop = await httpHop((_req, res) => {
+      res
+        .writeHead(status, { location: 'http://127.0.0.1:1/', 'set-cookie': 'a=b' })
+        .end(status === 304 ? '' : 'inner');
+    });
+    const { app, completed } = over(hop);
+    const res = await request(app).get('/hello').expect(500, `Error from api2: ${status}`);
+    expect(res.headers['content-type']).toBe('text/plain; charset=utf-8');
+    expect(res.headers['proxy-status']).toBe(`api; received-status=${status}; next-hop=api2`);
+    expect(res.headers).not.toHaveProperty('location');
+    expect(hop.requests()).toBe(1);
+    expect(completed()).toMatchObject([{ status: 500, nextHopStatus: status, level: 50 }]);
+  });
+
+  test('a 503 whose body never ends is still told by its status, and its connection is given up', async () => {
+    let closed = false;
+    const hop = await rawHop((socket) => {
+      socket.once('close', () => {
+        closed = true;
+      });
+      socket.write('HTTP/1.1 503 Service Unavailable\r\ncontent-length: 1000\r\n\r\nx');
+    });
+    const { app } = over(hop);
+    await request(app).get('/hello').expect(500, 'Error from api2: 503');
+    await until(() => closed);
+  });
+
+  test('informational answers before the real one are passed over', async () => {
+    const hop = await answering(
+      '103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2',
+      'ok',
+    );
+    await request(over(hop).app).get('/hello').expect(200, 'ok');
+  });
+
+  test('bytes after the answer do not reach the next one', async () => {
+    const hop = await answering(
+      '200 OK\r\ncontent-length: 2',
+      'okHTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil',
+    );
+    const { app } = over(hop);
+    for (let i = 0; i < 5; i++) {
+      await request(app).get('/hello').expect(200, 'ok');
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  });
+
+  test('the body is exactly 1 MiB: it is passed on; one byte more: it is not', async () => {
+    let size = 1024 * 1024;
+    const hop = await httpHop((_req, res) => void res.end(Buffer.alloc(size, 'x')));
+    const { app } = over(hop, { timeoutMs: 2000 });
+    const res = await request(app).get('/hello').expect(200);
+    expect(res.text).toHaveLength(size);
+    size++;
+    await request(app).get('/hello').expect(500, 'Internal error contacting api2');
+  });
+});
+
+describe('GET /hello when api2 gives no usable answer', () => {
+  const hang = () => {};
+  const drip = (socket: Socket) => {
+    socket.write('HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n');
+    const timer = setInterval(() => socket.write('x'), 20);
+    socket.once('close', () => clearInterval(timer));
+  };
+  const endless = (socket: Socket) => {
+    socket.write('HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n');
+    const chunk = `10000\r\n${'x'.repeat(0x10000)}\r\n`;
+    const fill = () => {
+      while (!socket.destroyed && socket.write(chunk));
+    };
+    socket.on('drain', fill);
+    fill();
+  };
+  const bytes = (text: string) => (socket: Socket) => void socket.end(text);
+  const kept = (text: string) => (socket: Socket) => void socket.write(text);
+
+  test.each<[string, string, (socket: Socket) => void]>([
+    ['resets the connection', 'connection_terminated', (socket) => void socket.resetAndDestroy()],
+    ['closes without a byte', 'connection_terminated', (socket) => void socket.end()],
+    ['cuts its headers', 'connection_terminated', bytes('HTTP/1.1 200 OK\r\ncontent-le')],
+    ['cuts its body', 'http_response_incomplete', bytes('HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf')],
+    [
+      'cuts a chunked body',
+      'http_response_incomplete',
+      bytes('HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n'),
+    ],
+    ['hangs', 'http_response_timeout', hang],
+    ['drips past the deadline', 'http_response_timeout', drip],
+    ['sends an endless body', 'http_response_body_size', endless],
+    [
+      'announces 50 MB',
+      'http_response_body_size',
+      kept('HTTP/1.1 200 OK\r\ncontent-length: 50000000\r\n\r\nx'),
+    ],
+    [
+      'sends huge headers',
+      'http_response_header_section_size',
+      kept(`HTTP/1.1 200 OK\r\nx: ${'y'.repeat(100_000)}\r\n\r\n`),
+    ],
+    ['does not speak HTTP', 'http_protocol_error', kept('SSH-2.0-OpenSSH_9.2\r\n')],
+    [
+      'sends two content-lengths',
+      'http_protocol_error',
+      kept('HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nabc'),
+    ],
+    [
+      'sends gzip unasked',
+      'http_response_content_coding',
+      (socket) => {
+        const body = gzipSync('Hello World!');
+        socket.write(`HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: ${body.length}\r\n\r\n`);
+        socket.write(body);
+      },
+    ],
+  ])('because it %s: %s', async (_what, type, misbehave) => {
+    const { app, completed } = over(await rawHop(misbehave));
+    const startedMs = performance.now();
+    const res = await request(app).get('/hello').expect(500, 'Internal error contacting api2');
+    expect(performance.now() - startedMs).toBeLessThan(TIMEOUT_MS + 250);
+    expect(res.headers['content-type']).toBe('text/plain; charset=utf-8');
+    expect(res.headers['proxy-status']).toBe(`api; error=${type}; next-hop=api2`);
+    expect(completed()).toMatchObject([{ status: 500, error: type, level: 50 }]);
+    expect(completed()[0]?.err).toMatchObject({ message: expect.any(String), stack: expect.any(String) });
+  });
+
+  test('because nobody listens: connection_refused', async () => {
+    const { app, completed } = over(`http://127.0.0.1:${await deadPort()}`);
+    const res = await request(app).get('/hello').expect(500, 'Internal error contacting api2');
+    expect(res.headers['proxy-status']).toBe('api; error=connection_refused; next-hop=api2');
+    expect(completed()[0]).toMatchObject({ error: 'connection_refused', err: { code: 'ECONNREFUSED' } });
+  });
+
+  test('because its name is unknown: dns_error', async () => {
+    const lookup = () =>
+      Promise.reject(Object.assign(new Error('getaddrinfo ENOTFOUND'), { code: 'ENOTFOUND' }));
+    const { app } = over('http://api2.invalid:8080', { lookup });
+    const res = await request(app).get('/hello').expect(500, 'Internal error contacting api2');
+    expect(res.headers['proxy-status']).toBe('api; error=dns_error; next-hop=api2');
+  });
+
+  test('because its name is not resolved in time: dns_timeout', async () => {
+    const { app } = over('http://api2.invalid:8080', { lookup: () => new Promise(() => {}) });
+    const res = await request(app).get('/hello').expect(500, 'Internal error contacting api2');
+    expect(res.headers['proxy-status']).toBe('api; error=dns_timeout; next-hop=api2');
+  });
+
+  test('because it does not trust its certificate: tls_certificate_error', async () => {
+    const error = Object.assign(new Error('self-signed certificate'), {
+      code: 'DEPTH_ZERO_SELF_SIGNED_CERT',
+    });
+    const agent = new MockAgent();
+    agent.get('http://api2:8080').intercept({ path: '/respond' }).replyWithError(error);
+    const { app } = over('http://api2:8080', { dispatcher: agent });
+    const res = await request(app).get('/hello').expect(500, 'Internal error contacting api2');
+    expect(res.headers['proxy-status']).toBe('api; error=tls_certificate_error; next-hop=api2');
+  });
+
+  test('because the circuit is open: destination_unavailable, at once', async () => {
+    const { app, lines } = over(`http://127.0.0.1:${await deadPort()}`);
+    for (let i = 0; i < 16; i++) await request(app).get('/hello').expect(500);
+    const startedMs = performance.now();
+    const res = await request(app).get('/hello').expect(500, 'Internal error contacting api2');
+    expect(performance.now() - startedMs).toBeLessThan(100);
+    expect(res.headers['proxy-status']).toBe('api; error=destination_unavailable; next-hop=api2');
+    expect(lines).toContainEqual(expect.objectContaining({ msg: 'circuit changed', circuit: 'open' }));
+  });
+
+  test('because all connections are busy until the deadline: 503 connection_limit_reached', async () => {
+    const { app } = over(await rawHop(hang), { connections: 1 });
+    const [, second] = await Promise.all([request(app).get('/hello'), request(app).get('/hello')]);
+    expect(second.status).toBe(503);
+    expect(second.headers['retry-after']).toBe('1');
+    expect(second.headers['proxy-status']).toBe('api; error=connection_limit_reached; next-hop=api2');
+    expect(second.type).toBe('application/problem+json');
+    expect(second.body).toMatchObject({ status: 503, code: 'connection_limit_reached' });
+  });
+});
+
+describe('what api is asked', () => {
+  test('HEAD has the headers of GET and no body', async () => {
+    const { app } = over(await httpHop((_req, res) => void res.end('Hello')));
+    const res = await request(app).head('/hello').expect(200);
+    expect(res.headers['content-length']).toBe('5');
+    expect(res.text).toBeUndefined();
+  });
+
+  test.each(['post', 'put', 'delete', 'patch', 'options'] as const)(
+    '%s gets 405 with Allow',
+    async (method) => {
+      const { app } = over('http://127.0.0.1:9');
+      const res = await request(app)[method]('/hello').expect(405);
+      expect(res.headers.allow).toBe('GET, HEAD');
+      expect(res.type).toBe('application/problem+json');
+      expect(res.body).toMatchObject({
+        title: 'Method Not Allowed',
+        status: 405,
+        code: 'method_not_allowed',
+        requestId: res.headers['x-request-id'],
+      });
+    },
+  );
+
+  test.each(['/', '/nothing', '/hello/more', '/respond', '/%zz'])('%s is not found', async (path) => {
+    const { app, completed } = over('http://127.0.0.1:9');
+    const res = await request(app).get(path);
+    expect([400, 404]).toContain(res.status);
+    expect(res.type).toBe('application/problem+json');
+    expect(completed()).toMatchObject([{ route: 'unmatched', status: res.status }]);
+  });
+
+  test('only the id and the tracing headers go on to api2', async () => {
+    let seen: string[] = [];
+    const { app } = over(
+      await httpHop((req, res) => {
+        seen = req.rawHeaders;
+        res.end();
+      }),
+    );
+    const traceparent = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01';
+    const passed = { 'x-request-id': 'abc-1', traceparent, tracestate: 'a=1', baggage: 'b=2' };
+    const kept = {
+      cookie: 'c=d',
+      authorization: 'Bearer x',
+      'x-forwarded-for': '1.2.3.4',
+      'user-agent': 'test',
+    };
+    await request(app)
+      .get('/hello')
+      .set({ ...passed, ...kept })
+      .expect(200)
+      .expect('x-request-id', 'abc-1');
+    const names = seen.filter((_, i) => i % 2 === 0).map((name) => name.toLowerCase());
+    expect(names.sort()).toEqual([
+      'baggage',
+      'connection',
+      'host',
+      'traceparent',
+      'tracestate',
+      'x-request-id',
+    ]);
+    expect(seen).toEqual(expect.arrayContaining(['abc-1', traceparent, 'a=1', 'b=2']));
+  });
+
+  test.each(['', 'has space', 'a'.repeat(129), 'semi;colon', 'ümlaut'])(
+    'the request id %j is replaced',
+    async (id) => {
+      const { app } = over(await httpHop((req, res) => void res.end(req.headers['x-request-id'])));
+      const res = await request(app)
+        .get('/hello')
+        .set('x-request-id', Buffer.from(id).toString('latin1'))
+        .expect(200);
+      expect(res.headers['x-request-id']).toMatch(/^[A-Za-z0-9._-]{1,128}$/);
+      expect(res.text).toBe(res.headers['x-request-id']);
+    },
+  );
+
+  test('more requests than MAX_IN_FLIGHT are answered 503 at once, with Retry-After', async () => {
+    const { app, completed } = over(await rawHop(() => {}), { timeoutMs: 1000 }, 2);
+    const server = createServer(app).listen(0);
+    await once(server, 'listening');
+    cleanups.push(async () => server.close());
+    const answers = await Promise.all([1, 2, 3].map(() => timed(request(server).get('/hello'))));
+    const refused = answers.filter(({ res }) => res.status === 503);
+    expect(refused).toHaveLength(1);
+    expect(refused[0]?.ms).toBeLessThan(500);
+    expect(refused[0]?.res.headers['retry-after']).toBe('1');
+    expect(refused[0]?.res.headers['proxy-status']).toBe('api; error=connection_limit_reached');
+    expect(completed()).toContainEqual(
+      expect.objectContaining({ status: 503, error: 'connection_limit_reached' }),
+    );
+  });
+
+  test('a client that leaves cancels its request to api2', async () => {
+    let closed = false;
+    const hop = await rawHop((socket) => void socket.once('close', () => (closed = true)));
+    const { app, completed } = over(hop, { timeoutMs: 10_000 });
+    const server = createServer(app).listen(0);
+    await once(server, 'listening');
+    cleanups.push(async () => server.close());
+    const client = connect((server.address() as AddressInfo).port);
+    client.write('GET /hello HTTP/1.1\r\nhost: a\r\n\r\n');
+    await until(() => hop.requests() === 1);
+    client.destroy();
+    await until(() => closed);
+    expect(completed()).toMatchObject([{ status: 499, route: '/hello' }]);
+  });
+});
+
+async function timed<T>(work: PromiseLike<T>) {
+  const startedMs = performance.now();
+  return { res: await work, ms: performance.now() - startedMs };
+}
+
+async function until(condition: () => boolean) {
+  for (let i = 0; i < 200 && !condition(); i++) await new Promise((resolve) => setTimeout(resolve, 10));
+  expect(condition()).toBe(true);
+}
