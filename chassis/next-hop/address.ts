@@ -1,18 +1,22 @@
 import type { Dispatcher } from 'undici';
 
-const LATE_ANSWERS_BEFORE_LEAVING = 3;
+const DOUBTS_BEFORE_LEAVING = 3;
 const FIRST_TRIAL_AFTER_MS = 1000;
 const LONGEST_BEFORE_TRIAL_MS = 4000;
 
 /**
- * One address of a next hop: its connections, and whether it answers. An address whose connections
- * fail is set aside at once, one that hangs after three late answers in a row; it comes back when a
- * trial is answered.
+ * One address of a next hop: its connections, and whether it answers. An address that takes no
+ * connections is set aside at once, one that hangs or closes kept connections after three such doubts
+ * in a row; it comes back when a trial is answered.
  */
 export class Address {
+  /** Kept connections. */
+  readonly connections: Dispatcher;
+  /** New connections, each for one request, in place of kept ones that turned out to be closed. */
+  readonly newConnections: Dispatcher;
   inFlight = 0;
   isSetAside = false;
-  private lateAnswers = 0;
+  private doubts = 0;
   private untilTrialMs = FIRST_TRIAL_AFTER_MS;
   private trialAtMs = 0;
 
@@ -20,9 +24,11 @@ export class Address {
     readonly ip: string,
     /** How many connections it may have at most. */
     readonly share: number,
-    readonly connections: Dispatcher,
+    open: (connections: number) => Dispatcher,
     before?: Address,
   ) {
+    this.connections = open(share);
+    this.newConnections = open(Math.ceil(share / 8));
     if (before) this.takeOver(before);
   }
 
@@ -36,13 +42,14 @@ export class Address {
   }
 
   answered() {
-    this.lateAnswers = 0;
+    this.doubts = 0;
     this.isSetAside = false;
     this.untilTrialMs = FIRST_TRIAL_AFTER_MS;
   }
 
-  answersLate(nowMs: number) {
-    if (++this.lateAnswers >= LATE_ANSWERS_BEFORE_LEAVING) this.setAside(nowMs);
+  /** It is late, or a kept connection was closed, be it for idleness: that alone does not tell yet. */
+  doubt(nowMs: number) {
+    if (++this.doubts >= DOUBTS_BEFORE_LEAVING) this.setAside(nowMs);
   }
 
   setAside(nowMs: number) {
@@ -53,9 +60,9 @@ export class Address {
     this.untilTrialMs = Math.min(this.untilTrialMs * 2, LONGEST_BEFORE_TRIAL_MS);
   }
 
-  /** The name no longer has this address: what is in flight is finished, idle connections close. */
-  leave() {
-    this.connections.close().catch(() => this.connections.destroy());
+  /** Closes idle connections now, others when their request ends. */
+  async close() {
+    await Promise.all([this.connections.close(), this.newConnections.close()]);
   }
 
   private takeOver(before: Address) {

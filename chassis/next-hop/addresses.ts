@@ -13,7 +13,7 @@ export interface AddressesOptions {
   hostname: string;
   /** The most connections, all addresses together. */
   connections: number;
-  /** Opens the connections to one address, at most `connections`. */
+  /** A dispatcher over at most `connections` to one address, none opened before it is needed. */
   open: (address: LookupAddress, connections: number) => Dispatcher;
   lookup?: Lookup | undefined;
 }
@@ -84,7 +84,7 @@ export class Addresses {
   async close() {
     clearInterval(this.timer);
     this.applied = Number.POSITIVE_INFINITY;
-    await Promise.all(this.known.map((address) => address.connections.close()));
+    await Promise.all(this.known.map((address) => address.close()));
   }
 
   private async resolve(number: number) {
@@ -102,12 +102,12 @@ export class Addresses {
     const before = new Map(this.known.map((address) => [address.ip, address]));
     this.known = used.map((address) => this.keepOrOpen(before.get(address.address), address, share));
     const kept = new Set(this.known);
-    for (const address of before.values()) if (!kept.has(address)) address.leave();
+    for (const address of before.values()) if (!kept.has(address)) void address.close();
   }
 
   private keepOrOpen(before: Address | undefined, found: LookupAddress, share: number) {
     if (before?.share === share) return before;
-    return new Address(found.address, share, this.options.open(found, share), before);
+    return new Address(found.address, share, (connections) => this.options.open(found, connections), before);
   }
 }
 

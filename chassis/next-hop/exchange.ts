@@ -65,7 +65,7 @@ export class Exchange {
     const [late] = this.live;
     if (late === undefined) return;
     const nowMs = performance.now();
-    late.address.answersLate(nowMs);
+    late.address.doubt(nowMs);
     if (!this.hop.budget.withdraw(nowMs)) return;
     this.hop.onRepeat('hedge');
     this.attempt(late.address);
@@ -86,19 +86,19 @@ export class Exchange {
 
   failed(attempt: Attempt, type: FailureType, cause?: unknown) {
     const nowMs = performance.now();
-    if (RETRYABLE.has(type)) this.distrust(attempt, nowMs);
+    if (RETRYABLE.has(type)) this.distrust(attempt, type, nowMs);
     if (this.settled) return;
     this.leave(attempt);
     this.lastCause = cause;
     if (this.live.length > 0) return;
-    if (this.mayRetry(type) && this.hop.budget.withdraw(nowMs)) this.retry(attempt.address);
+    if (this.mayRetry(type) && this.hop.budget.withdraw(nowMs)) this.retry(attempt, type);
     else this.fail(type, cause);
   }
 
-  private attempt(avoid?: Address) {
+  private attempt(avoid?: Address, overNewConnection = false) {
     const address = this.hop.addresses.choose(avoid);
     if (address === undefined) return this.awaitAddress();
-    const attempt = new Attempt(this, address);
+    const attempt = new Attempt(this, address, overNewConnection);
     this.live.push(attempt);
     attempt.send();
   }
@@ -118,18 +118,20 @@ export class Exchange {
     return RETRYABLE.has(type) && this.retries < MOST_RETRIES;
   }
 
-  private retry(avoid: Address) {
+  // After a kept connection that was closed nothing is gained by waiting, only by a new connection.
+  private retry(failed: Attempt, type: FailureType) {
     this.retries++;
     this.hop.onRepeat('retry');
+    if (wasKept(failed, type)) return this.attempt(failed.address, true);
     const retryNow = () => {
-      if (!this.settled) this.attempt(avoid);
+      if (!this.settled) this.attempt(failed.address);
     };
     setTimeout(retryNow, Math.random() * RETRY_JITTER_MS * this.retries);
   }
 
-  // A kept connection may have been closed for idleness: that says nothing of its address.
-  private distrust(attempt: Attempt, nowMs: number) {
-    if (!attempt.reusedConnection) attempt.address.setAside(nowMs);
+  private distrust(attempt: Attempt, type: FailureType, nowMs: number) {
+    if (wasKept(attempt, type)) attempt.address.doubt(nowMs);
+    else attempt.address.setAside(nowMs);
     this.hop.addresses.refresh();
   }
 
@@ -178,6 +180,11 @@ function unusable(headers: IncomingHttpHeaders, maxBodyBytes: number): FailureTy
   return Number(headers['content-length']) > maxBodyBytes ? 'http_response_body_size' : undefined;
 }
 
+// A connection that closed without a byte may have been a kept one; undici does not tell.
+function wasKept(attempt: Attempt, type: FailureType) {
+  return type === 'connection_terminated' && !attempt.overNewConnection;
+}
+
 // Functions of their own, so that a timer needs no closure per request.
 function quarterPassed(exchange: Exchange) {
   exchange.hedge();
@@ -193,9 +200,6 @@ function cancelAttempt(attempt: Attempt) {
 
 /** A request on its way to one address: undici's handler for it. */
 class Attempt implements Dispatcher.DispatchHandler {
-  /** It went out over a connection that was kept idle. */
-  reusedConnection = false;
-  private sending = false;
   private controller: Dispatcher.DispatchController | undefined;
   private readonly waitsForConnection: boolean;
   private status = 0;
@@ -208,15 +212,16 @@ class Attempt implements Dispatcher.DispatchHandler {
   constructor(
     private readonly exchange: Exchange,
     readonly address: Address,
+    readonly overNewConnection: boolean,
   ) {
     this.waitsForConnection = address.inFlight >= address.share;
   }
 
   send() {
-    this.address.inFlight++;
-    this.sending = true;
-    this.address.connections.dispatch(this.exchange.request, this);
-    this.sending = false;
+    const { address, exchange, overNewConnection } = this;
+    address.inFlight++;
+    if (overNewConnection) address.newConnections.dispatch({ ...exchange.request, reset: true }, this);
+    else address.connections.dispatch(exchange.request, this);
   }
 
   /** Gives the request up. One that still waits for a connection is given up when it gets it. */
@@ -237,8 +242,6 @@ class Attempt implements Dispatcher.DispatchHandler {
 
   onRequestStart(controller: Dispatcher.DispatchController) {
     this.controller = controller;
-    // undici starts a request within `dispatch` only where an idle connection is at hand.
-    this.reusedConnection = this.sending;
     if (this.cancelled) controller.abort(CANCELLED);
   }
 

@@ -30,6 +30,11 @@ export class Trial implements Dispatcher.DispatchHandler {
     controller.abort(new Error('answered'));
   }
 
+  // undici wants a handler for each; nothing is left to do by then.
+  onResponseData() {}
+
+  onResponseEnd() {}
+
   onResponseError() {
     this.fail();
   }

@@ -1,0 +1,268 @@
+import { spawn } from 'node:child_process';
+import { EventEmitter, once } from 'node:events';
+import { connect, type Socket } from 'node:net';
+import { logToArray } from '../../test/app-under-test';
+import { deadPort, httpHop, rawHop, type StubHop } from '../../test/stub-hop';
+import { type Caller, NextHop, type NextHopOptions } from './client';
+
+const cleanups: (() => Promise<unknown>)[] = [];
+
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
+});
+
+function clientOf(origin: string, options: Partial<NextHopOptions> = {}) {
+  const { log } = logToArray();
+  const hop = new NextHop({ name: 'hop', origin, timeoutMs: 1000, connections: 64, log, ...options });
+  cleanups.push(() => hop.close());
+  return hop;
+}
+
+function caller() {
+  const record = { passedOn: [], nextHopEnded: () => {} };
+  return Object.assign(new EventEmitter(), { locals: { record } }) satisfies Caller;
+}
+
+async function ask(hop: NextHop) {
+  const startedMs = performance.now();
+  const outcome = await hop.get('/', caller()).then(
+    (answer) => answer.text(),
+    (error: { type: string }) => error.type,
+  );
+  return { outcome, ms: performance.now() - startedMs };
+}
+
+const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** The same port on several loopback addresses, each answering with its own. */
+async function replicas(...hosts: string[]): Promise<StubHop[]> {
+  const hops: StubHop[] = [];
+  for (const host of hosts)
+    hops.push(await httpHop((_req, res) => void res.end(host), host, hops[0]?.port ?? 0));
+  cleanups.push(() => Promise.all(hops.map((hop) => hop.close())));
+  return hops;
+}
+
+const addressesOf = (hosts: readonly string[]) => async () =>
+  hosts.map((address) => ({ address, family: 4 }));
+
+async function counts(hop: NextHop, requests: number) {
+  const seen: Record<string, number> = {};
+  for (let i = 0; i < requests; i++) {
+    const { outcome } = await ask(hop);
+    seen[outcome] = (seen[outcome] ?? 0) + 1;
+  }
+  return seen;
+}
+
+describe('spreading', () => {
+  const three = ['127.0.0.1', '127.0.0.2', '127.0.0.3'];
+
+  test('requests go to all addresses of the name in equal shares', async () => {
+    const [first] = await replicas(...three);
+    const hop = clientOf(`http://hop.test:${first?.port}`, { lookup: addressesOf(three) });
+    expect(await counts(hop, 30)).toEqual({ '127.0.0.1': 10, '127.0.0.2': 10, '127.0.0.3': 10 });
+  });
+
+  test('a replica that comes gets its share, one that goes gets no more', async () => {
+    const [first] = await replicas(...three);
+    let known = three.slice(0, 2);
+    const hop = clientOf(`http://hop.test:${first?.port}`, { lookup: () => addressesOf(known)() });
+    await counts(hop, 4);
+    known = three.slice(1);
+    await sleep(2200);
+    expect(await counts(hop, 10)).toEqual({ '127.0.0.2': 5, '127.0.0.3': 5 });
+  });
+
+  test('an address that refuses is left at once, and comes back', async () => {
+    const [first, second] = await replicas('127.0.0.1', '127.0.0.2');
+    const hop = clientOf(`http://hop.test:${first?.port}`, {
+      lookup: addressesOf(['127.0.0.1', '127.0.0.2']),
+    });
+    await counts(hop, 4);
+    await second?.close();
+    expect(await counts(hop, 20)).toEqual({ '127.0.0.1': 20 });
+    await sleep(1100);
+    const again = await httpHop((_req, res) => void res.end('127.0.0.2'), '127.0.0.2', first?.port);
+    cleanups.push(() => again.close());
+    const deadlineMs = performance.now() + 5000;
+    let shares: Record<string, number> = {};
+    while (shares['127.0.0.2'] === undefined && performance.now() < deadlineMs) shares = await counts(hop, 4);
+    expect(await counts(hop, 4)).toEqual({ '127.0.0.1': 2, '127.0.0.2': 2 });
+  });
+
+  test('an address that hangs costs a quarter of the deadline, then nothing', async () => {
+    const [healthy] = await replicas('127.0.0.1');
+    const frozen = await httpHop(() => {}, '127.0.0.2', healthy?.port);
+    cleanups.push(() => frozen.close());
+    const hop = clientOf(`http://hop.test:${healthy?.port}`, {
+      lookup: addressesOf(['127.0.0.1', '127.0.0.2']),
+    });
+    const results = [];
+    for (let i = 0; i < 12; i++) results.push(await ask(hop));
+    expect(results.map(({ outcome }) => outcome)).toEqual(new Array(12).fill('127.0.0.1'));
+    const slow = results.filter(({ ms }) => ms > 200);
+    expect(slow).toHaveLength(3);
+    for (const { ms } of slow) expect(ms).toBeLessThan(450);
+  });
+
+  test('no more connections than told are opened, all addresses together', async () => {
+    const hops = await replicas(...three);
+    const hop = clientOf(`http://hop.test:${hops[0]?.port}`, { lookup: addressesOf(three), connections: 6 });
+    await Promise.all(new Array(100).fill(0).map(() => ask(hop)));
+    expect(hops.reduce((sum, { connections }) => sum + connections(), 0)).toBeLessThanOrEqual(6);
+  });
+});
+
+describe('retries', () => {
+  test('none of 1000 requests is lost to a next hop that closes idle connections at random', async () => {
+    let closings = 0;
+    const idle = new Map<Socket, NodeJS.Timeout>();
+    const closeIdle = (socket: Socket) => {
+      closings++;
+      if (Math.random() < 0.5) socket.resetAndDestroy();
+      else socket.end();
+    };
+    const server = await rawHop((socket) => {
+      clearTimeout(idle.get(socket));
+      socket.write('HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok');
+      if (Math.random() < 0.3) idle.set(socket, setTimeout(closeIdle, Math.random() * 5, socket));
+    });
+    cleanups.push(() => server.close());
+    const hop = clientOf(server.origin);
+    const outcomes: string[] = [];
+    const ten = Array.from({ length: 10 }, async () => {
+      for (let i = 0; i < 100; i++) {
+        outcomes.push((await ask(hop)).outcome);
+        await sleep(Math.random() * 5);
+      }
+    });
+    await Promise.all(ten);
+    expect(closings).toBeGreaterThan(20);
+    expect(outcomes.filter((outcome) => outcome !== 'ok')).toEqual([]);
+    expect(outcomes).toHaveLength(1000);
+  });
+
+  test('a dead next hop sees at most 1.25 requests for each one', async () => {
+    const server = await rawHop((socket) => void socket.resetAndDestroy());
+    cleanups.push(() => server.close());
+    const hop = clientOf(server.origin);
+    for (let i = 0; i < 100; i++) await ask(hop);
+    expect(server.requests()).toBeGreaterThan(0);
+    expect(server.requests()).toBeLessThanOrEqual(125);
+  });
+
+  test('an answer with a status is never asked for again', async () => {
+    const server = await httpHop((_req, res) => void res.writeHead(503).end());
+    cleanups.push(() => server.close());
+    const answer = await clientOf(server.origin).get('/', caller());
+    expect(answer.status).toBe(503);
+    expect(server.requests()).toBe(1);
+  });
+
+  test('a request is asked again at most twice', async () => {
+    const server = await rawHop((socket) => void socket.resetAndDestroy());
+    cleanups.push(() => server.close());
+    expect((await ask(clientOf(server.origin))).outcome).toBe('connection_terminated');
+    expect(server.requests()).toBe(3);
+  });
+
+  test('a lone next hop whose first answer hangs is asked once more', async () => {
+    let requests = 0;
+    const server = await httpHop((_req, res) => void (++requests > 1 && res.end('second')));
+    cleanups.push(() => server.close());
+    const { outcome, ms } = await ask(clientOf(server.origin));
+    expect(outcome).toBe('second');
+    expect(ms).toBeGreaterThan(200);
+    expect(ms).toBeLessThan(500);
+  });
+
+  test('a slow next hop still has the whole deadline', async () => {
+    const server = await httpHop((_req, res) => void setTimeout(() => res.end('slow'), 800));
+    cleanups.push(() => server.close());
+    expect((await ask(clientOf(server.origin))).outcome).toBe('slow');
+  });
+});
+
+describe('under load', () => {
+  test('500 callers of a hanging next hop are answered by the deadline, and it recovers within two seconds', async () => {
+    let hangs = true;
+    const server = await httpHop((_req, res) => void (hangs || res.end('well')));
+    cleanups.push(() => server.close());
+    const hop = clientOf(server.origin);
+    const results = await Promise.all(Array.from({ length: 500 }, () => ask(hop)));
+    for (const { outcome, ms } of results) {
+      expect(['http_response_timeout', 'connection_limit_reached']).toContain(outcome);
+      expect(ms).toBeLessThan(1500);
+    }
+    hangs = false;
+    const wellMs = performance.now();
+    while ((await ask(hop)).outcome !== 'well') await sleep(20);
+    expect(performance.now() - wellMs).toBeLessThan(2000);
+  });
+
+  test.each([
+    ['an endless body', 'transfer-encoding: chunked', `10000\r\n${'x'.repeat(0x10000)}\r\n`],
+    ['a body of 50 MB', 'content-length: 52428800', 'x'.repeat(0x10000)],
+  ])('%s leaves the memory where it was', async (_what, header, chunk) => {
+    const server = await rawHop((socket) => {
+      socket.write(`HTTP/1.1 200 OK\r\n${header}\r\n\r\n`);
+      const fill = () => {
+        while (!socket.destroyed && socket.write(chunk));
+      };
+      socket.on('drain', fill);
+      fill();
+    });
+    cleanups.push(() => server.close());
+    const hop = clientOf(server.origin);
+    const beforeBytes = process.memoryUsage().rss;
+    for (let i = 0; i < 10; i++) expect((await ask(hop)).outcome).toMatch(/body_size|unavailable/);
+    expect(process.memoryUsage().rss - beforeBytes).toBeLessThan(100 * 1024 * 1024);
+  });
+
+  test('a next hop that comes late is found without a restart', async () => {
+    const port = await deadPort();
+    const hop = clientOf(`http://127.0.0.1:${port}`);
+    for (let i = 0; i < 40; i++) await ask(hop);
+    const server = await httpHop((_req, res) => void res.end('well'), '127.0.0.1', port);
+    cleanups.push(() => server.close());
+    const startedMs = performance.now();
+    while ((await ask(hop)).outcome !== 'well') await sleep(20);
+    expect(performance.now() - startedMs).toBeLessThan(1500);
+  });
+
+  test('a connect attempt takes at most a quarter of the deadline, so that another address has its turn', async () => {
+    const port = await fullPort('127.0.0.2');
+    const well = await httpHop((_req, res) => void res.end('well'), '127.0.0.1', port);
+    cleanups.push(() => well.close());
+    const hop = clientOf(`http://hop.test:${port}`, { lookup: addressesOf(['127.0.0.2', '127.0.0.1']) });
+    const results = [await ask(hop), await ask(hop)];
+    expect(results.map(({ outcome }) => outcome)).toEqual(['well', 'well']);
+    for (const { ms } of results) expect(ms).toBeLessThan(450);
+  });
+
+  test('a next hop that takes no connections: connection_timeout by the deadline', async () => {
+    const port = await fullPort('127.0.0.1');
+    const { outcome, ms } = await ask(clientOf(`http://127.0.0.1:${port}`));
+    expect(outcome).toBe('connection_timeout');
+    expect(ms).toBeLessThan(1250);
+  });
+});
+
+/** A port whose backlog is full and whose process is busy: it takes no connections, like a host that is gone. */
+async function fullPort(host: string) {
+  const program = `const server = require('node:net').createServer().listen({ port: 0, host: '${host}', backlog: 1 }, () => {
+    require('node:fs').writeSync(1, String(server.address().port));
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 15000);
+  });`;
+  const child = spawn(process.execPath, ['-e', program], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const [port] = await once(child.stdout, 'data');
+  const fillers = Array.from({ length: 4 }, () => connect(Number(port), host).on('error', () => {}));
+  cleanups.push(async () => {
+    for (const filler of fillers) filler.destroy();
+    child.kill('SIGKILL');
+    await once(child, 'exit');
+  });
+  await sleep(50);
+  return Number(port);
+}

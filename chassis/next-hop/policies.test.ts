@@ -1,0 +1,100 @@
+import { CircuitBreaker, type CircuitState } from './circuit-breaker';
+import { failureType } from './failure';
+import { RetryBudget } from './retry-budget';
+
+describe('the retry budget', () => {
+  test('is ten without any exchange', () => {
+    const budget = new RetryBudget();
+    const granted = Array.from({ length: 20 }, () => budget.withdraw(0)).filter(Boolean);
+    expect(granted).toHaveLength(10);
+  });
+
+  test('grows by one for ten exchanges, and forgets after ten seconds', () => {
+    const budget = new RetryBudget();
+    for (let i = 0; i < 100; i++) budget.deposit(500);
+    const take = (nowMs: number) =>
+      Array.from({ length: 50 }, () => budget.withdraw(nowMs)).filter(Boolean).length;
+    expect(take(500)).toBe(20);
+    expect(take(9999)).toBe(0);
+    expect(take(10_000)).toBe(10);
+    expect(take(1_000_000)).toBe(10);
+  });
+});
+
+describe('the circuit', () => {
+  function circuit() {
+    const states: CircuitState[] = [];
+    const breaker = new CircuitBreaker((state) => states.push(state));
+    const fail = (times: number, nowMs: number) => {
+      for (let i = 0; i < times; i++) breaker.record(breaker.admit(nowMs), true, nowMs);
+    };
+    return { breaker, states, fail };
+  }
+
+  test('opens when most of the recent exchanges failed', () => {
+    const { breaker, states, fail } = circuit();
+    for (let i = 0; i < 32; i++) breaker.record(breaker.admit(0), false, 0);
+    fail(16, 0);
+    expect(breaker.admit(0)).toBe('pass');
+    fail(1, 0);
+    expect(breaker.admit(0)).toBe('refused');
+    expect(states).toEqual(['open']);
+  });
+
+  test('stays closed over a few failures', () => {
+    const { breaker, fail } = circuit();
+    fail(15, 0);
+    expect(breaker.admit(0)).toBe('pass');
+  });
+
+  test('lets one trial through after a second, and closes when it succeeds', () => {
+    const { breaker, states, fail } = circuit();
+    fail(16, 0);
+    expect(breaker.admit(999)).toBe('refused');
+    expect(breaker.admit(1000)).toBe('trial');
+    expect(breaker.admit(1000)).toBe('refused');
+    breaker.record('trial', false, 1010);
+    expect(breaker.admit(1010)).toBe('pass');
+    expect(states).toEqual(['open', 'half-open', 'closed']);
+  });
+
+  test('opens again for a second when the trial fails; an exchange from before decides nothing', () => {
+    const { breaker, fail } = circuit();
+    fail(16, 0);
+    expect(breaker.admit(1000)).toBe('trial');
+    breaker.record('pass', false, 1001);
+    expect(breaker.state).toBe('half-open');
+    breaker.record('trial', true, 1100);
+    expect(breaker.admit(2000)).toBe('refused');
+    expect(breaker.admit(2100)).toBe('trial');
+  });
+
+  test('lets another trial through when one was abandoned', () => {
+    const { breaker, fail } = circuit();
+    fail(16, 0);
+    breaker.abandon(breaker.admit(1000));
+    expect(breaker.admit(1000)).toBe('trial');
+  });
+
+  test('forgets failures of ten seconds ago', () => {
+    const { breaker, fail } = circuit();
+    fail(15, 0);
+    fail(15, 10_001);
+    expect(breaker.admit(10_001)).toBe('pass');
+  });
+});
+
+test.each([
+  [{ code: 'ECONNRESET' }, 'connection_terminated', 'http_response_incomplete'],
+  [{ code: 'UND_ERR_SOCKET' }, 'connection_terminated', 'http_response_incomplete'],
+  [{ code: 'UND_ERR_RES_CONTENT_LENGTH_MISMATCH' }, 'http_protocol_error', 'http_response_incomplete'],
+  [{ code: 'EHOSTUNREACH' }, 'connection_refused', 'connection_refused'],
+  [{ code: 'CERT_HAS_EXPIRED' }, 'tls_certificate_error', 'tls_certificate_error'],
+  [{ code: 'ERR_TLS_CERT_ALTNAME_INVALID' }, 'tls_certificate_error', 'tls_certificate_error'],
+  [{ code: 'UNABLE_TO_VERIFY_LEAF_SIGNATURE' }, 'tls_certificate_error', 'tls_certificate_error'],
+  [{ name: 'HTTPParserError' }, 'http_protocol_error', 'http_protocol_error'],
+  [{ code: 'SOMETHING_ELSE' }, 'proxy_internal_error', 'proxy_internal_error'],
+])('%j is %s before the headers, %s after', (error, before, after) => {
+  expect(failureType(error, false)).toBe(before);
+  expect(failureType(error, true)).toBe(after);
+});

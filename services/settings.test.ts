@@ -1,0 +1,79 @@
+import type { Env } from '../chassis/settings';
+import { readSettings as readApi } from './api/settings';
+import { readSettings as readApi2 } from './api2/settings';
+
+test('an empty environment gives the defaults', () => {
+  expect(readApi({})).toEqual({
+    host: '0.0.0.0',
+    port: 8080,
+    adminPort: 9090,
+    logLevel: 'info',
+    logFormat: 'json',
+    drainMs: 0,
+    shutdownTimeoutMs: 10_000,
+    api2: { origin: 'http://api2:8080', timeoutMs: 2000, connections: 64 },
+    maxInFlight: 1024,
+    collapse: false,
+    external: {
+      url: 'https://static-assets.codecademy.com/Courses/Learn-Node/http/data.json',
+      timeoutMs: 5000,
+      proxyUrl: undefined,
+      noProxy: undefined,
+    },
+  });
+  expect(readApi2({})).toMatchObject({
+    port: 8080,
+    greeting: 'Hello World!',
+    databaseFile: 'data/books.db',
+    databaseUrl: undefined,
+    faults: false,
+  });
+});
+
+test('an empty variable counts as one that is not set', () => {
+  expect(readApi({ PORT: '', API2_URL: '' })).toEqual(readApi({}));
+});
+
+test.each<[string, Env, object]>([
+  [
+    'a trailing slash of an origin goes',
+    { API2_URL: 'http://api2.default/' },
+    { api2: { origin: 'http://api2.default' } },
+  ],
+  ['port 0 is any free one, for both', { PORT: '0', ADMIN_PORT: '0' }, { port: 0, adminPort: 0 }],
+  ['on is true', { COLLAPSE: 'on' }, { collapse: true }],
+])('%s', (_what, env, settings) => {
+  expect(readApi(env)).toMatchObject(settings);
+});
+
+test.each([
+  ['PORT', '65536', 'a whole number from 0 to 65535'],
+  ['PORT', '-1', 'a whole number'],
+  ['PORT', '80.5', 'a whole number'],
+  ['PORT', '1e3', 'a whole number'],
+  ['PORT', ' 80', 'a whole number'],
+  ['PORT', '9090', 'another port than PORT'],
+  ['HOST', 'a b', 'an IP address or a host name'],
+  ['LOG_LEVEL', 'loud', 'one of fatal, error, warn'],
+  ['DRAIN_MS', '2147483648', 'a whole number from 0 to 2147483647'],
+  ['SHUTDOWN_TIMEOUT_MS', '0', 'a whole number from 1'],
+  ['API2_URL', 'api2:8080', 'an origin such as http://api2:8080'],
+  ['API2_URL', 'ftp://api2', 'an origin'],
+  ['API2_URL', 'http://api2/path', 'an origin'],
+  ['API2_TIMEOUT_MS', '2s', 'a whole number'],
+  ['API2_CONNECTIONS', '0', 'a whole number from 1'],
+  ['MAX_IN_FLIGHT', '0', 'a whole number from 1'],
+  ['COLLAPSE', 'true', '"on" or "off"'],
+  ['EXTERNAL_URL', 'nowhere', 'a URL such as'],
+  ['HTTPS_PROXY', 'socks://a', 'a URL such as http://proxy:3128'],
+])('%s=%s is refused, naming what was expected', (name, value, expected) => {
+  const named = name === 'PORT' && value === '9090' ? 'ADMIN_PORT' : name;
+  expect(() => readApi({ [name]: value })).toThrow(`${named}: expected ${expected}`);
+});
+
+test('every wrong variable is named in one message, and no password is repeated', () => {
+  const read = () =>
+    readApi2({ PORT: 'x', LOG_LEVEL: 'y', FAULTS: 'z', DATABASE_URL: 'mysql://user:secret@host' });
+  expect(read).toThrow(/PORT.*\n.*LOG_LEVEL.*\n.*DATABASE_URL.*\n.*FAULTS/);
+  expect(read).not.toThrow(/secret/);
+});

@@ -1,0 +1,66 @@
+import { request } from 'undici';
+import { docker, Stack } from './stack';
+
+const stack = new Stack('onehop-test', 18_080);
+
+beforeAll(async () => {
+  await stack.requireEngine();
+  await stack.down();
+}, 60_000);
+
+afterAll(() => stack.down(), 60_000);
+
+async function hello() {
+  const startedMs = performance.now();
+  const { statusCode, headers, body } = await request(`${stack.url}/hello`);
+  return { status: statusCode, text: await body.text(), headers, ms: performance.now() - startedMs };
+}
+
+async function until(status: number, withinMs: number) {
+  const deadlineMs = performance.now() + withinMs;
+  let last = await hello();
+  while (last.status !== status && performance.now() < deadlineMs) last = await hello();
+  expect(last.status).toBe(status);
+}
+
+test('api answers before api2 exists, with the 500', async () => {
+  await stack.compose('up', '--build', '--detach', '--wait', 'api');
+  expect(await hello()).toMatchObject({ status: 500, text: 'Internal error contacting api2' });
+}, 300_000);
+
+test('the whole stack becomes healthy and says hello; api was never restarted', async () => {
+  await stack.compose('up', '--detach', '--wait');
+  await until(200, 3000);
+  const answer = await hello();
+  expect(answer).toMatchObject({ status: 200, text: 'Hello World!' });
+  expect(answer.headers['x-request-id']).toMatch(/^[\w.-]+$/);
+}, 60_000);
+
+test('api2 stopped: the 500 text within the deadline; back: 200 again', async () => {
+  await stack.compose('stop', 'api2');
+  const away = await hello();
+  expect(away).toMatchObject({ status: 500, text: 'Internal error contacting api2' });
+  expect(away.ms).toBeLessThan(2500);
+  await stack.compose('up', '--detach', '--wait', 'api2');
+  await until(200, 3000);
+}, 60_000);
+
+test('only api publishes a port, on loopback', async () => {
+  const [api] = await stack.containers('api');
+  const [api2] = await stack.containers('api2');
+  expect(await docker('port', String(api))).toBe('8080/tcp -> 127.0.0.1:18080');
+  expect(await docker('port', String(api2))).toBe('');
+});
+
+test('both run node as PID 1, as a user without rights, and exit 0 when stopped', async () => {
+  const containers = [...(await stack.containers('api')), ...(await stack.containers('api2'))];
+  for (const container of containers) {
+    expect(await docker('exec', container, '/nodejs/bin/node', '-p', 'process.getuid()')).toBe('65532');
+  }
+  await stack.compose('stop');
+  for (const container of containers) {
+    expect(await docker('inspect', '--format', '{{.State.ExitCode}} {{.Config.Entrypoint}}', container)).toBe(
+      '0 [/nodejs/bin/node]',
+    );
+  }
+}, 60_000);

@@ -1,0 +1,141 @@
+import { connect } from 'node:net';
+import { Agent, request } from 'undici';
+import { type Program, runToEnd, start } from './programs';
+import { httpHop } from './stub-hop';
+
+const cleanups: (() => Promise<unknown>)[] = [];
+
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
+});
+
+async function started(service: 'api' | 'api2', env = {}): Promise<Program> {
+  const program = await start(service, env);
+  cleanups.push(async () => program.child.exitCode ?? program.stop('SIGKILL'));
+  return program;
+}
+
+async function get(url: string, headers = {}) {
+  const { statusCode, body, headers: got } = await request(url, { headers });
+  return { status: statusCode, text: await body.text(), headers: got };
+}
+
+const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+test('api and api2 together say hello, with one request id in both logs', async () => {
+  const api2 = await started('api2', { GREETING: 'Grüß Gott' });
+  const api = await started('api', { API2_URL: api2.url });
+  const answer = await get(`${api.url}/hello`, { 'x-request-id': 'hop-1' });
+  expect(answer).toMatchObject({ status: 200, text: 'Grüß Gott', headers: { 'x-request-id': 'hop-1' } });
+  expect(await api.stop()).toBe(0);
+  expect(await api2.stop()).toBe(0);
+  for (const { lines } of [api, api2])
+    expect(lines().filter(({ msg }) => msg === 'request completed')).toMatchObject([
+      { requestId: 'hop-1', status: 200 },
+    ]);
+});
+
+test('api answers while api2 is away, and again when it is back, without a restart', async () => {
+  const api2 = await started('api2');
+  const api = await started('api', { API2_URL: api2.url });
+  expect((await get(`${api.url}/hello`)).status).toBe(200);
+  await api2.stop();
+  const startedMs = performance.now();
+  expect(await get(`${api.url}/hello`)).toMatchObject({
+    status: 500,
+    text: 'Internal error contacting api2',
+  });
+  expect(performance.now() - startedMs).toBeLessThan(2000);
+  await started('api2', { PORT: String(api2.port) });
+  expect(await get(`${api.url}/hello`)).toMatchObject({ status: 200, text: 'Hello World!' });
+});
+
+test('api2 answers /respond, and other methods and paths with problems', async () => {
+  const api2 = await started('api2');
+  expect(await get(`${api2.url}/respond`)).toMatchObject({
+    status: 200,
+    text: 'Hello World!',
+    headers: { 'content-type': 'text/plain; charset=utf-8' },
+  });
+  const posted = await request(`${api2.url}/respond`, { method: 'POST' });
+  expect(posted).toMatchObject({ statusCode: 405, headers: { allow: 'GET, HEAD' } });
+  await posted.body.dump();
+  expect((await get(`${api2.url}/hello`)).status).toBe(404);
+});
+
+test.each(['SIGTERM', 'SIGINT'] as const)('%s finishes what is in flight, and exits 0', async (signal) => {
+  const hop = await httpHop((_req, res) => void setTimeout(() => res.end('slow'), 400));
+  cleanups.push(() => hop.close());
+  const api = await started('api', { API2_URL: hop.origin });
+  const inFlight = get(`${api.url}/hello`);
+  const idle = new Agent({ keepAliveTimeout: 60_000 });
+  await (await idle.request({ origin: api.url, path: '/x', method: 'GET' })).body.dump();
+  await sleep(100);
+  const stopped = api.stop(signal);
+  await sleep(50);
+  await expect(get(`${api.url}/hello`)).rejects.toMatchObject({ code: 'ECONNREFUSED' });
+  expect(await inFlight).toMatchObject({ status: 200, text: 'slow', headers: { connection: 'close' } });
+  expect(await stopped).toBe(0);
+  await idle.destroy();
+});
+
+test('a request that never ends makes it exit 1 at SHUTDOWN_TIMEOUT_MS', async () => {
+  const hop = await httpHop(() => {});
+  cleanups.push(() => hop.close());
+  const api = await started('api', {
+    API2_URL: hop.origin,
+    API2_TIMEOUT_MS: '30000',
+    SHUTDOWN_TIMEOUT_MS: '300',
+  });
+  get(`${api.url}/hello`).catch(() => {});
+  await sleep(100);
+  const startedMs = performance.now();
+  expect(await api.stop()).toBe(1);
+  expect(performance.now() - startedMs).toBeGreaterThan(290);
+  expect(performance.now() - startedMs).toBeLessThan(1000);
+});
+
+test('a second signal makes it exit 1 at once', async () => {
+  const hop = await httpHop(() => {});
+  cleanups.push(() => hop.close());
+  const api = await started('api', { API2_URL: hop.origin, API2_TIMEOUT_MS: '30000' });
+  get(`${api.url}/hello`).catch(() => {});
+  await sleep(100);
+  api.child.kill('SIGTERM');
+  await sleep(300);
+  const startedMs = performance.now();
+  expect(await api.stop()).toBe(1);
+  expect(performance.now() - startedMs).toBeLessThan(300);
+});
+
+test('wrong settings are all named in one message, without a stack, and it exits 1', async () => {
+  const { code, output } = await runToEnd('api', { PORT: 'http', API2_URL: 'api2', MAX_IN_FLIGHT: '-1' });
+  expect(code).toBe(1);
+  expect(output).toMatch(/^Wrong settings:\n {2}PORT: .*\n {2}API2_URL: .*\n {2}MAX_IN_FLIGHT: .*\n$/);
+});
+
+test('a port that is taken is one clear line, and it exits 1', async () => {
+  const api2 = await started('api2');
+  const { code, output } = await runToEnd('api', {
+    HOST: '127.0.0.1',
+    PORT: String(api2.port),
+    ADMIN_PORT: '0',
+  });
+  expect(code).toBe(1);
+  expect(output).toBe(`Cannot listen on port ${api2.port} of 127.0.0.1: it is taken (EADDRINUSE)\n`);
+});
+
+test('readiness: 200 while it runs, whether or not api2 is there', async () => {
+  const api = await started('api', { API2_URL: 'http://127.0.0.1:9' });
+  expect((await get(`${api.adminUrl}/readyz`)).status).toBe(200);
+  expect((await get(`${api.adminUrl}/livez`)).status).toBe(200);
+  expect((await get(`${api.url}/readyz`)).status).toBe(404);
+});
+
+test('bytes that are no HTTP get 400 and are cut off', async () => {
+  const api = await started('api', { API2_URL: 'http://127.0.0.1:9' });
+  const client = connect(api.port, '127.0.0.1', () => client.write('no HTTP at all\r\n\r\n'));
+  let answer = '';
+  for await (const data of client) answer += data;
+  expect(answer).toMatch(/^HTTP\/1\.1 400 /);
+});
