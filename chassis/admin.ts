@@ -1,5 +1,6 @@
-import express, { type Express } from 'express';
+import express, { type Express, type Router } from 'express';
 import { pino } from 'pino';
+import type { Metrics } from './metrics';
 import { answerProblem, methodNotAllowed, notFound } from './problem';
 import { Traffic } from './traffic';
 
@@ -9,13 +10,14 @@ export class Readiness {
 }
 
 /**
- * The app of the admin port: `/livez` says that the process works, `/readyz` that it wants traffic.
+ * The app of the admin port: `/livez` says that the process works, `/readyz` that it wants traffic,
+ * `/metrics` gives the Prometheus exposition; `routes` are a service's own.
  * Probes write no log lines.
  */
-export function createAdminApp(readiness: Readiness): Express {
+export function createAdminApp(readiness: Readiness, metrics: Metrics, routes?: Router): Express {
   const app = express();
   app.disable('x-powered-by').disable('etag');
-  app.use(new Traffic(pino({ level: 'silent' })).record());
+  app.use(new Traffic({ log: pino({ level: 'silent' }) }).record());
   const only = methodNotAllowed('GET', 'HEAD');
   app
     .route('/livez')
@@ -31,6 +33,13 @@ export function createAdminApp(readiness: Readiness): Express {
         .send(isReady ? 'ok\n' : 'stopping\n');
     })
     .all(only);
+  app
+    .route('/metrics')
+    .get(
+      async (_req, res) => void res.type(metrics.registry.contentType).end(await metrics.registry.metrics()),
+    )
+    .all(only);
+  if (routes) app.use(routes);
   app.use(notFound());
   app.use(answerProblem());
   return app;

@@ -58,6 +58,7 @@ function send(res: Response, problem: Problem) {
     ...members,
   };
   res.status(problem.status).set(headers ?? {});
+  res.set('server-timing', res.locals.record.serverTiming());
   res.set('content-type', 'application/problem+json').end(JSON.stringify(document));
 }
 

@@ -3,7 +3,8 @@ import type { Answer } from './next-hop/answer';
 import type { HopRecord } from './next-hop/client';
 import type { HopFailure } from './next-hop/failure';
 import { requestIdFrom } from './request-id';
-import { traceIdOf } from './trace-context';
+import { parseTraceparent } from './trace-context';
+import type { ServerSpan, Tracing } from './tracing';
 
 declare global {
   namespace Express {
@@ -19,24 +20,35 @@ export class RequestRecord implements HopRecord {
   readonly requestId: string;
   readonly traceId: string | undefined;
   readonly passedOn: string[];
+  readonly span: ServerSpan | undefined;
+  private nextHop: string | undefined;
   nextHopMs: number | undefined;
   nextHopStatus: number | undefined;
   nextHopBytes: number | undefined;
   error: string | undefined;
   err: unknown;
 
-  constructor({ headers }: Request) {
+  constructor(req: Request, tracing: Tracing | undefined) {
+    const { headers } = req;
     this.requestId = requestIdFrom(headers['x-request-id']);
-    this.traceId = traceIdOf(headers);
     this.passedOn = ['x-request-id', this.requestId];
-    if (this.traceId !== undefined) {
+    this.passOn('baggage', headers.baggage);
+    this.span = tracing?.begin(req.method, req.path, headers);
+    this.traceId = this.span?.traceId ?? parseTraceparent(headers.traceparent)?.traceId;
+    // With tracing on, each request to a next hop gets those of its own span.
+    if (this.span === undefined && this.traceId !== undefined) {
       this.passOn('traceparent', headers.traceparent);
       this.passOn('tracestate', headers.tracestate);
     }
-    this.passOn('baggage', headers.baggage);
   }
 
-  nextHopEnded(durationMs: number, answer: Answer | undefined, failure: HopFailure | undefined) {
+  nextHopEnded(
+    nextHop: string,
+    durationMs: number,
+    answer: Answer | undefined,
+    failure: HopFailure | undefined,
+  ) {
+    this.nextHop = nextHop;
     this.nextHopMs = durationMs;
     this.nextHopStatus = answer?.status;
     this.nextHopBytes = answer?.bytes;
@@ -47,6 +59,14 @@ export class RequestRecord implements HopRecord {
   failedBy(error: string, cause: unknown) {
     this.error = error;
     this.err = cause;
+  }
+
+  /** The value of `Server-Timing` (W3C) for an answer that begins now. */
+  serverTiming(): string {
+    const total = `total;dur=${(performance.now() - this.startedMs).toFixed(2)}`;
+    return this.nextHopMs === undefined
+      ? total
+      : `${this.nextHop};dur=${this.nextHopMs.toFixed(2)}, ${total}`;
   }
 
   private passOn(name: string, value: string | string[] | undefined) {

@@ -14,8 +14,10 @@ export interface Service {
   adminApp: Express;
   traffic: Traffic;
   readiness: Readiness;
-  /** Closes what the app uses, once nothing is in flight. */
-  close: () => Promise<void>;
+  /** Called when it begins to stop: ends what holds requests up. */
+  stopping?: () => void;
+  /** What the app uses, to be closed in this order once nothing is in flight. */
+  closes: readonly ({ close: () => Promise<void> } | undefined)[];
 }
 
 // A terminal and a process manager both pass Ctrl-C on: that is one signal, not two.
@@ -74,12 +76,13 @@ class Life {
     this.endingSinceMs = performance.now();
     readiness.isReady = false;
     log.info({ reason, inFlight: traffic.size }, 'stopping');
+    this.service.stopping?.();
     await sleep(settings.drainMs);
     const late = () => this.exit(1, { inFlight: traffic.size }, 'stopped by SHUTDOWN_TIMEOUT_MS');
     setTimeout(late, settings.shutdownTimeoutMs);
     traffic.end();
     await finish(this.server);
-    await this.service.close();
+    for (const used of this.service.closes) await used?.close();
     await finish(this.admin);
     this.exit(code, {}, 'stopped');
   }

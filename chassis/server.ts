@@ -5,7 +5,7 @@ import { createServer, type RequestListener, type Server } from 'node:http';
  * Time-outs against slow and silent clients, in milliseconds. Node checks them only every
  * `connectionsCheckingInterval`, which is 30 s unless told.
  */
-const TIMEOUTS = {
+export const TIMEOUTS = {
   headersTimeout: 10_000,
   requestTimeout: 30_000,
   connectionsCheckingInterval: 1000,
@@ -14,8 +14,8 @@ const TIMEOUTS = {
 };
 
 /** A server for `app`, not listening yet. */
-export function serverFor(app: RequestListener): Server {
-  return createServer(TIMEOUTS, app);
+export function serverFor(app: RequestListener, timeouts = TIMEOUTS): Server {
+  return createServer(timeouts, app);
 }
 
 /** A port that can't be had, in one plain sentence. */

@@ -1,13 +1,18 @@
-import type { IncomingHttpHeaders } from 'node:http';
-
-const TRACEPARENT = /^(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?$/;
+const TRACEPARENT =
+  /^(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$/;
 
 /**
- * The trace id of a valid `traceparent`, else undefined
+ * What a valid `traceparent` says, else undefined
  * (https://www.w3.org/TR/trace-context/#traceparent-header: only versions after 00 may be longer).
  */
-export function traceIdOf({ traceparent }: IncomingHttpHeaders): string | undefined {
+export function parseTraceparent(traceparent: string | string[] | undefined) {
   const match = typeof traceparent === 'string' ? TRACEPARENT.exec(traceparent) : null;
-  if (match === null || (match[1] === '00' && match[3] !== undefined)) return undefined;
-  return match[2];
+  if (match === null) return undefined;
+  const [, version, traceId, spanId, flags, rest] = match;
+  if (version === '00' && rest !== undefined) return undefined;
+  return {
+    traceId: String(traceId),
+    spanId: String(spanId),
+    traceFlags: Number.parseInt(String(flags), 16) & 1,
+  };
 }

@@ -1,17 +1,27 @@
 import type { Request, RequestHandler, Response } from 'express';
 import type { Logger } from './logger';
+import type { Metrics } from './metrics';
 import { Problem } from './problem';
 import { RequestRecord, routeOf, statusOf } from './request-record';
+import type { Tracing } from './tracing';
 
 /**
- * The requests that one service is answering: gives each its record, counts them, and writes a log
- * line for each that ends.
+ * The requests that one service is answering: gives each its record, counts them, and tells of each
+ * that ends: to the log, the metrics and the trace.
  */
 export class Traffic {
   private readonly inFlight = new Set<Response>();
   private ending = false;
 
-  constructor(private readonly log: Logger) {}
+  private readonly log: Logger;
+  private readonly metrics: Metrics | undefined;
+  private readonly tracing: Tracing | undefined;
+
+  constructor(tellers: { log: Logger; metrics?: Metrics; tracing?: Tracing | undefined }) {
+    this.log = tellers.log;
+    this.metrics = tellers.metrics;
+    this.tracing = tellers.tracing;
+  }
 
   get size() {
     return this.inFlight.size;
@@ -21,7 +31,7 @@ export class Traffic {
   record(): RequestHandler {
     const traffic = this;
     return function record(req, res, next) {
-      const entry = new RequestRecord(req);
+      const entry = new RequestRecord(req, traffic.tracing);
       res.locals.record = entry;
       res.setHeader('x-request-id', entry.requestId);
       if (traffic.ending) res.setHeader('connection', 'close');
@@ -52,13 +62,17 @@ export class Traffic {
     this.inFlight.delete(res);
     const { record } = res.locals;
     const status = statusOf(res);
+    const route = routeOf(req);
+    const durationMs = performance.now() - record.startedMs;
+    this.metrics?.requestEnded(req.method, route, status, durationMs);
+    record.span?.end(route, status, record.error);
     const line = {
       requestId: record.requestId,
       traceId: record.traceId,
       method: req.method,
-      route: routeOf(req),
+      route,
       status,
-      durationMs: rounded(performance.now() - record.startedMs),
+      durationMs: rounded(durationMs),
       nextHopMs: record.nextHopMs && rounded(record.nextHopMs),
       nextHopStatus: record.nextHopStatus,
       nextHopBytes: record.nextHopBytes,

@@ -1,4 +1,4 @@
-import type { Dispatcher } from 'undici';
+import { type Dispatcher, Pool } from 'undici';
 
 const DOUBTS_BEFORE_LEAVING = 3;
 const FIRST_TRIAL_AFTER_MS = 1000;
@@ -30,6 +30,10 @@ export class Address {
     this.connections = open(share);
     this.newConnections = open(Math.ceil(share / 8));
     if (before) this.takeOver(before);
+  }
+
+  get openConnections() {
+    return openIn(this.connections) + openIn(this.newConnections);
   }
 
   isDueForTrial(nowMs: number) {
@@ -70,4 +74,9 @@ export class Address {
     this.untilTrialMs = before.untilTrialMs;
     this.trialAtMs = Math.min(before.trialAtMs, performance.now() + before.untilTrialMs);
   }
+}
+
+// A dispatcher that a test or a proxy brings keeps no such count.
+function openIn(connections: Dispatcher) {
+  return connections instanceof Pool ? connections.stats.connected : 0;
 }

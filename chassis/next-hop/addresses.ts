@@ -80,6 +80,11 @@ export class Addresses {
     this.lookup().catch(() => {});
   }
 
+  /** How many connections are open, all addresses together. */
+  get connections() {
+    return this.known.reduce((sum, address) => sum + address.openConnections, 0);
+  }
+
   /** Closes idle connections now, others when their request ends. */
   async close() {
     clearInterval(this.timer);

@@ -2,11 +2,13 @@ import type { LookupAddress } from 'node:dns';
 import type { LookupFunction, Socket } from 'node:net';
 import { buildConnector, type Dispatcher, errors, Pool } from 'undici';
 import type { Logger } from '../logger';
+import type { MeasuredHop, Metrics } from '../metrics';
+import type { ServerSpan } from '../tracing';
 import { Addresses, type Lookup } from './addresses';
 import type { Answer } from './answer';
 import { CircuitBreaker } from './circuit-breaker';
 import { Exchange, type Hop } from './exchange';
-import { HopFailure } from './failure';
+import { type CallerLeft, HopFailure } from './failure';
 import { RetryBudget } from './retry-budget';
 
 // Both services keep idle connections longer as servers than this, so that it is the client that closes them.
@@ -27,6 +29,7 @@ export interface NextHopOptions {
   /** Carries the requests in place of the client's own connections: for tests, and for proxies. */
   dispatcher?: Dispatcher;
   log: Logger;
+  metrics?: Metrics;
 }
 
 /** The request that an exchange is made for, as far as the exchange needs it. */
@@ -39,19 +42,27 @@ export interface Caller {
 export interface HopRecord {
   /** The headers that go to the next hop, names and values in turn. */
   readonly passedOn: string[];
-  nextHopEnded(durationMs: number, answer: Answer | undefined, failure: HopFailure | undefined): void;
+  readonly span: ServerSpan | undefined;
+  nextHopEnded(
+    nextHop: string,
+    durationMs: number,
+    answer: Answer | undefined,
+    failure: HopFailure | undefined,
+  ): void;
 }
 
 /**
  * The client of one next hop: deadline, bounded connections, spreading over its addresses, safe
  * retries, hedging, and a circuit breaker. It owns its connections until `close`.
  */
-export class NextHop {
+export class NextHop implements MeasuredHop {
   private readonly hop: Hop;
   private readonly origin: URL;
+  private readonly metrics: Metrics | undefined;
 
   constructor(options: NextHopOptions) {
-    const { name, timeoutMs, log } = options;
+    const { name, timeoutMs, log, metrics } = options;
+    this.metrics = metrics;
     this.origin = new URL(options.origin);
     this.hop = {
       name,
@@ -65,12 +76,24 @@ export class NextHop {
       }),
       budget: new RetryBudget(),
       breaker: new CircuitBreaker((circuit) => log.warn({ nextHop: name, circuit }, 'circuit changed')),
-      onRepeat: (kind) => log.debug({ nextHop: name, kind }, 'request repeated'),
+      onRepeat: (kind) => {
+        metrics?.requestRepeated(name, kind);
+        log.debug({ nextHop: name, kind }, 'request repeated');
+      },
     };
+    metrics?.watch(this);
   }
 
   get name() {
     return this.hop.name;
+  }
+
+  get circuit() {
+    return this.hop.breaker.state;
+  }
+
+  get connections() {
+    return this.hop.addresses.connections;
   }
 
   /**
@@ -82,9 +105,8 @@ export class NextHop {
       const { record } = caller.locals;
       const startedMs = performance.now();
       const request = { origin: this.origin, path, method: 'GET', headers: record.passedOn } as const;
-      const exchange = new Exchange(this.hop, request, (failure, answer) => {
-        const told = failure instanceof HopFailure ? failure : undefined;
-        record.nextHopEnded(performance.now() - startedMs, answer, told);
+      const exchange = new Exchange(this.hop, request, record.span, (failure, answer) => {
+        this.ended(record, performance.now() - startedMs, answer, failure);
         if (answer === undefined) reject(failure);
         else resolve(answer);
       });
@@ -96,6 +118,18 @@ export class NextHop {
   /** Closes every connection; what is under way on one ends by its own deadline. */
   async close() {
     await this.hop.addresses.close();
+  }
+
+  private ended(
+    record: HopRecord,
+    durationMs: number,
+    answer: Answer | undefined,
+    failure: HopFailure | CallerLeft | undefined,
+  ) {
+    const told = failure instanceof HopFailure ? failure : undefined;
+    record.nextHopEnded(this.name, durationMs, answer, told);
+    // Of an exchange that its caller gave up, no duration tells anything.
+    if (answer || told) this.metrics?.exchangeEnded(this.name, answer?.status, told?.type ?? '', durationMs);
   }
 
   private openPool(address: LookupAddress, connections: number) {

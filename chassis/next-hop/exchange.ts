@@ -1,5 +1,6 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import type { Dispatcher } from 'undici';
+import type { ClientSpan, ServerSpan } from '../tracing';
 import type { Address } from './address';
 import type { Addresses } from './addresses';
 import { Answer } from './answer';
@@ -20,6 +21,8 @@ export interface Hop {
   readonly onRepeat: (kind: 'retry' | 'hedge') => void;
 }
 
+export type HopRequest = Dispatcher.DispatchOptions & { readonly headers: string[]; readonly origin: URL };
+
 const MOST_RETRIES = 2;
 const RETRY_JITTER_MS = 25;
 const MOST_DISCARDED_BYTES = 64 * 1024;
@@ -31,6 +34,7 @@ const MOST_DISCARDED_BYTES = 64 * 1024;
 export class Exchange {
   private live: Attempt[] = [];
   private retries = 0;
+  private attempts = 0;
   private settled = false;
   private admission: Admission = 'refused';
   private timer: NodeJS.Timeout | undefined;
@@ -38,7 +42,8 @@ export class Exchange {
 
   constructor(
     readonly hop: Hop,
-    readonly request: Dispatcher.DispatchOptions,
+    readonly request: HopRequest,
+    readonly span: ServerSpan | undefined,
     private readonly settle: (failure: HopFailure | CallerLeft | undefined, answer?: Answer) => void,
   ) {}
 
@@ -98,7 +103,7 @@ export class Exchange {
   private attempt(avoid?: Address, overNewConnection = false) {
     const address = this.hop.addresses.choose(avoid);
     if (address === undefined) return this.awaitAddress();
-    const attempt = new Attempt(this, address, overNewConnection);
+    const attempt = new Attempt(this, address, overNewConnection, this.attempts++);
     this.live.push(attempt);
     attempt.send();
   }
@@ -140,6 +145,7 @@ export class Exchange {
     const address = this.hop.addresses.dueForTrial(nowMs);
     if (address === undefined || !this.hop.budget.withdraw(nowMs)) return;
     address.beginTrial();
+    this.hop.onRepeat('hedge');
     new Trial(address, this.hop.timeoutMs / 4).send(this.request);
   }
 
@@ -159,7 +165,8 @@ export class Exchange {
   private finish(failure: HopFailure | CallerLeft | undefined, answer?: Answer) {
     this.settled = true;
     clearTimeout(this.timer);
-    for (const attempt of this.live) attempt.cancel();
+    for (const attempt of this.live)
+      attempt.cancel(failure instanceof HopFailure ? failure.type : 'cancelled');
     this.settle(failure, answer);
   }
 
@@ -194,13 +201,14 @@ function deadlinePassed(exchange: Exchange) {
   exchange.expire();
 }
 
-function cancelAttempt(attempt: Attempt) {
-  attempt.cancel();
+function stopDiscarding(attempt: Attempt) {
+  attempt.stopDiscarding();
 }
 
 /** A request on its way to one address: undici's handler for it. */
 class Attempt implements Dispatcher.DispatchHandler {
   private controller: Dispatcher.DispatchController | undefined;
+  private readonly span: ClientSpan | undefined;
   private readonly waitsForConnection: boolean;
   private status = 0;
   private headers: IncomingHttpHeaders = {};
@@ -213,21 +221,30 @@ class Attempt implements Dispatcher.DispatchHandler {
     private readonly exchange: Exchange,
     readonly address: Address,
     readonly overNewConnection: boolean,
+    resends: number,
   ) {
+    const { request, span } = exchange;
+    this.span = span?.beginClient(request.origin, request.method, request.path, resends);
     this.waitsForConnection = address.inFlight >= address.share;
   }
 
   send() {
-    const { address, exchange, overNewConnection } = this;
+    const { address, overNewConnection } = this;
     address.inFlight++;
-    if (overNewConnection) address.newConnections.dispatch({ ...exchange.request, reset: true }, this);
-    else address.connections.dispatch(exchange.request, this);
+    const request = this.tracedRequest();
+    if (overNewConnection) address.newConnections.dispatch({ ...request, reset: true }, this);
+    else address.connections.dispatch(request, this);
+  }
+
+  private tracedRequest() {
+    const { request } = this.exchange;
+    return this.span ? { ...request, headers: [...request.headers, ...this.span.headers] } : request;
   }
 
   /** Gives the request up. One that still waits for a connection is given up when it gets it. */
-  cancel() {
+  cancel(why: FailureType | 'cancelled' = 'cancelled') {
     this.cancelled = true;
-    this.release();
+    this.release(why);
     this.controller?.abort(CANCELLED);
   }
 
@@ -257,7 +274,7 @@ class Attempt implements Dispatcher.DispatchHandler {
   onResponseData(_controller: Dispatcher.DispatchController, chunk: Buffer) {
     this.bytes += chunk.length;
     if (!isSuccess(this.status)) {
-      if (this.bytes > MOST_DISCARDED_BYTES) this.cancel();
+      if (this.bytes > MOST_DISCARDED_BYTES) this.stopDiscarding();
       return;
     }
     if (this.bytes > this.exchange.hop.maxBodyBytes) this.refuse('http_response_body_size');
@@ -271,24 +288,32 @@ class Attempt implements Dispatcher.DispatchHandler {
   }
 
   onResponseError(_controller: Dispatcher.DispatchController, error: Error) {
-    this.release();
-    if (!this.cancelled) this.exchange.failed(this, failureType(error, this.status !== 0), error);
+    const type = failureType(error, this.status !== 0);
+    this.release(type);
+    if (!this.cancelled) this.exchange.failed(this, type, error);
   }
 
   // The status is the answer. The body is read to its end, so that the connection can be used again,
   // but not for long.
   private answerWithoutBody() {
     this.exchange.answered(this);
-    setTimeout(cancelAttempt, this.exchange.hop.timeoutMs / 4, this).unref();
+    setTimeout(stopDiscarding, this.exchange.hop.timeoutMs / 4, this).unref();
+  }
+
+  stopDiscarding() {
+    this.release();
+    this.cancel();
   }
 
   private refuse(type: FailureType) {
-    this.cancel();
+    this.cancel(type);
     this.exchange.failed(this, type);
   }
 
-  private release() {
-    if (!this.over) this.address.inFlight--;
+  private release(error?: FailureType | 'cancelled') {
+    if (this.over) return;
     this.over = true;
+    this.address.inFlight--;
+    this.span?.end(this.status || undefined, error);
   }
 }

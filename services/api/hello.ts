@@ -32,5 +32,6 @@ function sendText(res: Response, status: number, text: string) {
   const body = Buffer.from(text);
   res.setHeader('content-type', 'text/plain; charset=utf-8');
   res.setHeader('content-length', body.length);
+  res.setHeader('server-timing', res.locals.record.serverTiming());
   res.end(body);
 }

@@ -1,7 +1,9 @@
 import { createAdminApp, Readiness } from '../../chassis/admin';
 import { createLogger } from '../../chassis/logger';
+import { Metrics } from '../../chassis/metrics';
 import { NextHop } from '../../chassis/next-hop/client';
 import { run } from '../../chassis/run';
+import { createTracing } from '../../chassis/tracing';
 import { Traffic } from '../../chassis/traffic';
 import { createApp } from './app';
 import { readSettings } from './settings';
@@ -9,10 +11,12 @@ import { readSettings } from './settings';
 void run(() => {
   const settings = readSettings(process.env);
   const log = createLogger('api', settings);
-  const traffic = new Traffic(log);
+  const tracing = createTracing('api', process.env, log);
+  const metrics: Metrics = new Metrics(() => traffic.size);
+  const traffic = new Traffic({ log, metrics, tracing });
   const readiness = new Readiness();
-  const api2 = new NextHop({ name: 'api2', ...settings.api2, log });
+  const api2 = new NextHop({ name: 'api2', ...settings.api2, log, metrics });
   const app = createApp({ traffic, api2, maxInFlight: settings.maxInFlight });
-  const adminApp = createAdminApp(readiness);
-  return { settings, log, app, adminApp, traffic, readiness, close: () => api2.close() };
+  const adminApp = createAdminApp(readiness, metrics);
+  return { settings, log, app, adminApp, traffic, readiness, closes: [api2, tracing] };
 });

@@ -1,19 +1,23 @@
 import express, { type Express } from 'express';
 import { answerProblem, methodNotAllowed, notFound } from '../../chassis/problem';
 import type { Traffic } from '../../chassis/traffic';
+import type { Fault } from './fault';
 import { respond } from './respond';
 
 export interface Parts {
   traffic: Traffic;
+  /** The fault switch; undefined where faults are off. */
+  fault: Fault | undefined;
   greeting: string;
 }
 
 /** The way of a request through api2, in order. */
-export function createApp({ traffic, greeting }: Parts): Express {
+export function createApp({ traffic, fault, greeting }: Parts): Express {
   const app = express();
   app.disable('x-powered-by').disable('etag').set('query parser', false);
 
   app.use(traffic.record());
+  if (fault) app.use(fault.middleware());
 
   app.route('/respond').get(respond(greeting)).all(methodNotAllowed('GET', 'HEAD'));
 

@@ -1,16 +1,23 @@
 import { createAdminApp, Readiness } from '../../chassis/admin';
 import { createLogger } from '../../chassis/logger';
+import { Metrics } from '../../chassis/metrics';
 import { run } from '../../chassis/run';
+import { createTracing } from '../../chassis/tracing';
 import { Traffic } from '../../chassis/traffic';
 import { createApp } from './app';
+import { Fault, faultRoutes } from './fault';
 import { readSettings } from './settings';
 
 void run(() => {
   const settings = readSettings(process.env);
   const log = createLogger('api2', settings);
-  const traffic = new Traffic(log);
+  const tracing = createTracing('api2', process.env, log);
+  const metrics: Metrics = new Metrics(() => traffic.size);
+  const traffic = new Traffic({ log, metrics, tracing });
   const readiness = new Readiness();
-  const app = createApp({ traffic, greeting: settings.greeting });
-  const adminApp = createAdminApp(readiness);
-  return { settings, log, app, adminApp, traffic, readiness, close: async () => {} };
+  const fault = settings.faults ? new Fault(log) : undefined;
+  const app = createApp({ traffic, fault, greeting: settings.greeting });
+  const adminApp = createAdminApp(readiness, metrics, fault && faultRoutes(fault));
+  const stopping = () => fault?.end();
+  return { settings, log, app, adminApp, traffic, readiness, stopping, closes: [tracing] };
 });

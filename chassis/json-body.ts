@@ -1,0 +1,56 @@
+import express, { type RequestHandler } from 'express';
+import type { z } from 'zod';
+import { Problem } from './problem';
+
+const MOST_BYTES = 100 * 1000;
+
+const PROBLEMS: Readonly<Record<string, [status: number, code: string, detail: string]>> = {
+  'entity.parse.failed': [400, 'malformed_json', 'The body is not JSON.'],
+  'encoding.unsupported': [415, 'unsupported_media_type', 'A content coding is not taken here.'],
+  'charset.unsupported': [415, 'unsupported_media_type', 'JSON is UTF-8.'],
+  'entity.too.large': [413, 'content_too_large', `The body is larger than ${MOST_BYTES / 1000} kB.`],
+};
+
+/** Reads a JSON body of at most 100 kB into `req.body`; anything else is a problem. */
+export function jsonBody(): RequestHandler {
+  const parse = express.json({ strict: false, inflate: false, limit: MOST_BYTES });
+  return function jsonBody(req, res, next) {
+    if (req.headers['content-encoding'] !== undefined && req.headers['content-encoding'] !== 'identity')
+      throw problemOf('encoding.unsupported');
+    if (!req.is('application/json'))
+      throw new Problem(415, 'unsupported_media_type', { detail: 'Send application/json.' });
+    parse(req, res, (error?: unknown) => {
+      const { type } = Object(error) as { type?: string };
+      if (error && type !== undefined && type in PROBLEMS) next(problemOf(type));
+      else if (error || req.body === undefined) next(error ?? problemOf('entity.parse.failed'));
+      else next();
+    });
+  };
+}
+
+/**
+ * The body as `schema` parses it.
+ * @throws {Problem} 422 that names every fault by its JSON Pointer (RFC 6901)
+ */
+export function validBody<Schema extends z.ZodType>(schema: Schema, body: unknown): z.output<Schema> {
+  const result = schema.safeParse(body);
+  if (result.success) return result.data;
+  const errors = result.error.issues.flatMap((issue) => {
+    const names = issue.code === 'unrecognized_keys' ? issue.keys : [undefined];
+    const detail = issue.code === 'unrecognized_keys' ? 'There is no such field.' : issue.message;
+    return names.map((name) => ({
+      pointer: pointerTo(name === undefined ? issue.path : [...issue.path, name]),
+      detail,
+    }));
+  });
+  throw new Problem(422, 'invalid_body', { detail: 'The body is not as it has to be.', members: { errors } });
+}
+
+function pointerTo(path: readonly PropertyKey[]) {
+  return path.map((name) => `/${String(name).replaceAll('~', '~0').replaceAll('/', '~1')}`).join('');
+}
+
+function problemOf(type: string) {
+  const [status, code, detail] = PROBLEMS[type] ?? [400, 'bad_request', 'The request is malformed.'];
+  return new Problem(status, code, { detail });
+}
