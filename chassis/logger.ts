@@ -17,8 +17,13 @@ export function createLogger(
     timestamp: pino.stdTimeFunctions.isoTime,
     formatters: { level: (label) => ({ level: label }) },
   };
-  // Not waiting for standard output saves a system call per line under load; `run` flushes at the end.
-  return pino(options, logFormat === 'pretty' ? prettyOutput() : pino.destination({ sync: false }));
+  return pino(options, logFormat === 'pretty' ? prettyOutput() : bufferedOutput());
+}
+
+// A system call for each line costs a tenth of the throughput. pino writes out what is left when the
+// process exits; only a SIGKILL loses lines, those of the last tenth of a second.
+function bufferedOutput() {
+  return pino.destination({ sync: false, minLength: 4096, periodicFlush: 100 });
 }
 
 function prettyOutput() {

@@ -28,8 +28,8 @@ test('api answers before api2 exists, with the 500', async () => {
   expect(await hello()).toMatchObject({ status: 500, text: 'Internal error contacting api2' });
 }, 300_000);
 
-test('the whole stack becomes healthy and says hello; api was never restarted', async () => {
-  await stack.compose('up', '--detach', '--wait');
+test('the whole stack becomes healthy and says hello; api is not restarted', async () => {
+  await stack.compose('up', '--build', '--detach', '--wait');
   await until(200, 3000);
   const answer = await hello();
   expect(answer).toMatchObject({ status: 200, text: 'Hello World!' });
@@ -43,6 +43,22 @@ test('api2 stopped: the 500 text within the deadline; back: 200 again', async ()
   expect(away.ms).toBeLessThan(2500);
   await stack.compose('up', '--detach', '--wait', 'api2');
   await until(200, 3000);
+}, 60_000);
+
+test('a fault is set, shown and cleared from inside api2, and seen at /hello', async () => {
+  const fault = (...args: string[]) =>
+    stack.compose('exec', '-T', 'api2', '/nodejs/bin/node', 'services/api2/fault-command.js', ...args);
+  expect(JSON.parse(await fault('status', 'status=418', 'seconds=30'))).toMatchObject({
+    kind: 'status',
+    status: 418,
+  });
+  expect(await hello()).toMatchObject({ status: 500, text: 'Error from api2: 418' });
+  expect(JSON.parse(await fault())).toMatchObject({ kind: 'status', status: 418 });
+  await expect(fault('status', 'status=99')).rejects.toMatchObject({
+    stderr: expect.stringContaining('/status'),
+  });
+  expect(await fault('off')).toBe('{}');
+  expect(await hello()).toMatchObject({ status: 200 });
 }, 60_000);
 
 test('only api publishes a port, on loopback', async () => {
