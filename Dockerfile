@@ -7,20 +7,28 @@ RUN --mount=type=cache,target=/root/.npm npm ci --omit=optional
 COPY tsconfig.json tsconfig.build.json ./
 COPY chassis chassis
 COPY services services
-RUN npm run build
+RUN npm run build && mkdir /data
+
+# For `docker compose watch`: the service from source, reloaded on change.
+FROM build AS dev
+ARG SERVICE
+ENV SERVICE=${SERVICE} LOG_FORMAT=pretty
+CMD ["sh", "-c", "exec node node_modules/.bin/ts-node-dev --respawn --transpile-only --quiet services/$SERVICE/main.ts"]
 
 FROM node:24-trixie-slim AS production-dependencies
 WORKDIR /app
 COPY package.json package-lock.json ./
 RUN --mount=type=cache,target=/root/.npm npm ci --omit=dev --omit=optional
 
-FROM gcr.io/distroless/nodejs24-debian13:nonroot
+FROM gcr.io/distroless/nodejs24-debian13:nonroot AS runtime
 ARG SERVICE
 WORKDIR /app
 ENV NODE_ENV=production
 COPY --from=production-dependencies /app/node_modules node_modules
 COPY --from=build /app/dist/chassis chassis
 COPY --from=build /app/dist/services/${SERVICE} services/${SERVICE}
+# A named volume takes over the owner of the folder that it covers.
+COPY --from=build --chown=65532:65532 /data /data
 # One name for either program: the entrypoint is node itself, and nothing here could expand a variable.
 COPY <<EOF main.js
 require('./services/${SERVICE}/main.js');

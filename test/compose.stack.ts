@@ -68,6 +68,49 @@ test('only api publishes a port, on loopback', async () => {
   expect(await docker('port', String(api2))).toBe('');
 });
 
+test('a container on another network gets no answer from api2, and api2 reaches nothing outside', async () => {
+  const [api] = await stack.containers('api');
+  const [api2] = await stack.containers('api2');
+  const address = (container: string | undefined, network: string) =>
+    docker(
+      'inspect',
+      '--format',
+      `{{(index .NetworkSettings.Networks "${network}").IPAddress}}`,
+      String(container),
+    );
+  const reach = (ip: string) =>
+    `fetch('http://${ip}:8080/respond', { signal: AbortSignal.timeout(2000) }).then((r) => console.log(r.status), () => console.log('unreachable'))`;
+  const ofApi2 = await address(api2, 'onehop-test_internal');
+  const ofApi = await address(api, 'onehop-test_public');
+  const run = ['run', '--rm', '--network', 'onehop-test_public', 'onehop-test-api', '-e'];
+  expect(await docker(...run, reach(ofApi2))).toBe('unreachable');
+  expect(await docker(...run, reach(ofApi))).toBe('404');
+  const inApi2 = ['exec', String(api2), '/nodejs/bin/node', '-e'];
+  expect(await docker(...inApi2, reach(ofApi))).toBe('unreachable');
+  expect(await docker(...inApi2, reach('api2'))).toBe('200');
+}, 60_000);
+
+test('both are hardened, and only the volume of the books can be written', async () => {
+  for (const service of ['api', 'api2']) {
+    const [container] = await stack.containers(service);
+    const { HostConfig } = JSON.parse(await docker('inspect', '--format', '{{json .}}', String(container)));
+    expect(HostConfig).toMatchObject({
+      ReadonlyRootfs: true,
+      CapDrop: ['ALL'],
+      SecurityOpt: ['no-new-privileges:true'],
+      Memory: 256 * 1024 * 1024,
+      PidsLimit: 100,
+      RestartPolicy: { Name: 'unless-stopped' },
+    });
+  }
+  const write = (path: string) =>
+    `try { fs.writeFileSync('${path}', ''); console.log('written') } catch ({ code }) { console.log(code) }`;
+  const [api2] = await stack.containers('api2');
+  const inApi2 = ['exec', String(api2), '/nodejs/bin/node', '-e'];
+  expect(await docker(...inApi2, write('/data/try'))).toBe('written');
+  expect(await docker(...inApi2, write('/app/try'))).toBe('EROFS');
+});
+
 test('both run node as PID 1, as a user without rights, and exit 0 when stopped', async () => {
   const containers = [...(await stack.containers('api')), ...(await stack.containers('api2'))];
   for (const container of containers) {

@@ -6,8 +6,8 @@ const LONGEST_BEFORE_TRIAL_MS = 4000;
 
 /**
  * One address of a next hop: its connections, and whether it answers. An address that takes no
- * connections is set aside at once, one that hangs or closes kept connections after three such doubts
- * in a row; it comes back when a trial is answered.
+ * connections is set aside at once, one that hangs or closes kept connections after three doubts in a
+ * row; it comes back when a trial is answered.
  */
 export class Address {
   /** Kept connections. */
@@ -51,7 +51,7 @@ export class Address {
     this.untilTrialMs = FIRST_TRIAL_AFTER_MS;
   }
 
-  /** It is late, or a kept connection was closed, be it for idleness: that alone does not tell yet. */
+  /** It is late, beaten by a later request, or closed a kept connection, be it for idleness: that alone does not tell yet. */
   doubt(nowMs: number) {
     if (++this.doubts >= DOUBTS_BEFORE_LEAVING) this.setAside(nowMs);
   }

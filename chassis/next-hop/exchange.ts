@@ -85,7 +85,9 @@ export class Exchange {
     attempt.address.answered();
     if (this.settled) return;
     this.leave(attempt);
-    this.hop.breaker.record(this.admission, false, performance.now());
+    const nowMs = performance.now();
+    for (const beaten of this.live) if (beaten.number < attempt.number) beaten.address.doubt(nowMs);
+    this.hop.breaker.record(this.admission, false, nowMs);
     this.finish(undefined, attempt.answer());
   }
 
@@ -221,10 +223,11 @@ class Attempt implements Dispatcher.DispatchHandler {
     private readonly exchange: Exchange,
     readonly address: Address,
     readonly overNewConnection: boolean,
-    resends: number,
+    /** How many were sent before it in the exchange. */
+    readonly number: number,
   ) {
     const { request, span } = exchange;
-    this.span = span?.beginClient(request.origin, request.method, request.path, resends);
+    this.span = span?.beginClient(request.origin, request.method, request.path, number);
     this.waitsForConnection = address.inFlight >= address.share;
   }
 

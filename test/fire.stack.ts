@@ -1,0 +1,165 @@
+import { request } from 'undici';
+import { Load } from './load';
+import { docker, Stack } from './stack';
+
+const stack = new Stack('onehop-fire', 18_090);
+const hello = new URL('/hello', stack.url);
+const PER_SECOND = 200;
+
+beforeAll(async () => {
+  await stack.requireEngine();
+  await stack.down();
+  await stack.compose('up', '--build', '--detach', '--wait');
+}, 300_000);
+
+afterAll(() => stack.down(), 60_000);
+
+const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+const scale = (replicas: number) =>
+  stack.compose('up', '--detach', '--wait', '--no-recreate', '--scale', `api2=${replicas}`);
+
+/** Runs `disturb` under load, and prints what came of it. */
+async function underLoad(name: string, disturb: () => Promise<unknown>) {
+  const load = new Load(hello, PER_SECOND);
+  await sleep(1000);
+  await disturb();
+  await sleep(1000);
+  const outcome = await load.end();
+  process.stdout.write(
+    `${name}: sent ${outcome.sent}, failed ${outcome.failed}, slowest ${outcome.slowestMs} ms\n`,
+  );
+  return { ...outcome, samples: load.samples };
+}
+
+/** How many requests a replica has served. */
+async function served(container: string) {
+  const program = "fetch('http://127.0.0.1:9090/metrics').then(async (r) => console.log(await r.text()))";
+  const exposition = await docker('exec', container, '/nodejs/bin/node', '-e', program);
+  return Number(
+    /seconds_count\{method="GET",route="\/respond",status="200"\} (\d+)/.exec(exposition)?.[1] ?? 0,
+  );
+}
+
+async function shares(overMs: number) {
+  const containers = await stack.containers('api2');
+  const before = await Promise.all(containers.map(served));
+  await sleep(overMs);
+  const after = await Promise.all(containers.map(served));
+  const counts = after.map((count, i) => count - (before[i] ?? 0));
+  const total = counts.reduce((sum, count) => sum + count, 0);
+  return counts.map((count) => count / total);
+}
+
+test('scale 1 → 3: within 10 s each replica serves at least 20 %', async () => {
+  let found: number[] = [];
+  const { failed } = await underLoad('scale 1 → 3', async () => {
+    await scale(3);
+    await sleep(5000);
+    found = await shares(3000);
+  });
+  process.stdout.write(`  shares: ${found.map((share) => `${(share * 100).toFixed(1)} %`).join(', ')}\n`);
+  expect(failed).toBe(0);
+  expect(found).toHaveLength(3);
+  for (const share of found) expect(share).toBeGreaterThanOrEqual(0.2);
+}, 60_000);
+
+test('the replicas restarted one after the other: 0 failed', async () => {
+  const { failed } = await underLoad('rolling restart', async () => {
+    for (const container of await stack.containers('api2')) {
+      await docker('restart', container);
+      await sleep(1000);
+    }
+  });
+  expect(failed).toBe(0);
+}, 60_000);
+
+test('one of three killed with -9: 0 failed', async () => {
+  const [, second] = await stack.containers('api2');
+  const { failed } = await underLoad('kill -9', async () => {
+    await docker('kill', '--signal', 'KILL', String(second));
+    await sleep(3000);
+  });
+  await docker('start', String(second));
+  await scale(3);
+  expect(failed).toBe(0);
+}, 60_000);
+
+test('one of three frozen for 6 s: under 0.5 % failed, and after the first second nothing waits for it', async () => {
+  const [, , third] = await stack.containers('api2');
+  let frozenMs = 0;
+  const { sent, failed, samples } = await underLoad('pause', async () => {
+    await docker('pause', String(third));
+    frozenMs = performance.now();
+    await sleep(6000);
+    await docker('unpause', String(third));
+  });
+  expect(failed / sent).toBeLessThan(0.005);
+  const later = samples.filter(({ atMs }) => atMs > frozenMs + 1000 && atMs < frozenMs + 6000);
+  expect(later.length).toBeGreaterThan(800);
+  const slowestMs = Math.max(...later.map(({ ms }) => ms));
+  process.stdout.write(`  slowest after the first second: ${Math.round(slowestMs)} ms\n`);
+  expect(slowestMs).toBeLessThan(400);
+}, 60_000);
+
+test('scale 3 → 1: 0 failed', async () => {
+  const { failed } = await underLoad('scale 3 → 1', async () => {
+    await scale(1);
+    await sleep(3000);
+  });
+  expect(failed).toBe(0);
+}, 60_000);
+
+test('all of api2 gone, then back: errors within the deadline, first success within 3 s of readiness', async () => {
+  const { samples } = await underLoad('all gone', async () => {
+    await stack.compose('rm', '--stop', '--force', 'api2');
+    await sleep(4000);
+  });
+  for (const { ms } of samples) expect(ms).toBeLessThan(2500);
+  expect(samples.at(-1)?.status).toBe(500);
+  const back = new Load(hello, PER_SECOND);
+  await scale(1);
+  const readyMs = performance.now();
+  await sleep(3500);
+  await back.end();
+  const firstMs = back.samples.find(({ status }) => status === 200)?.atMs ?? Number.POSITIVE_INFINITY;
+  process.stdout.write(`  first success ${Math.round(firstMs - readyMs)} ms after readiness\n`);
+  expect(firstMs - readyMs).toBeLessThan(3000);
+}, 60_000);
+
+test('footprint: under 40 MB of our own on top of the base, idle memory of both under 200 MiB', async () => {
+  const [api, api2] = [...(await stack.containers('api')), ...(await stack.containers('api2'))];
+  for (const container of [api, api2]) {
+    const image = await docker('inspect', '--format', '{{.Image}}', String(container));
+    const sizes = await docker(
+      'history',
+      '--format',
+      '{{.Size}} {{.CreatedBy}}',
+      '--no-trunc',
+      '--human=false',
+      image,
+    );
+    const ours = sizes.split('\n').filter((line) => line.includes('buildkit'));
+    const bytes = ours.reduce((sum, line) => sum + Number(line.split(' ')[0]), 0);
+    process.stdout.write(`  layers of our own: ${(bytes / 1e6).toFixed(1)} MB\n`);
+    expect(bytes).toBeGreaterThan(1e6);
+    expect(bytes).toBeLessThan(40e6);
+  }
+  await stack.compose('restart');
+  await sleep(3000);
+  const usage = await docker('stats', '--no-stream', '--format', '{{.MemUsage}}', String(api), String(api2));
+  const mebibytes = usage.split('\n').map((line) => Number.parseFloat(line));
+  process.stdout.write(`  idle memory: ${mebibytes.join(' + ')} MiB\n`);
+  expect(mebibytes.reduce((sum, used) => sum + used, 0)).toBeLessThan(200);
+}, 60_000);
+
+test('stop: both exit 0 within their grace', async () => {
+  const containers = [...(await stack.containers('api')), ...(await stack.containers('api2'))];
+  const { statusCode, body } = await request(hello);
+  await body.dump();
+  expect(statusCode).toBe(200);
+  const startedMs = performance.now();
+  await stack.compose('stop');
+  expect(performance.now() - startedMs).toBeLessThan(15_000);
+  for (const container of containers)
+    expect(await docker('inspect', '--format', '{{.State.ExitCode}}', container)).toBe('0');
+}, 60_000);
