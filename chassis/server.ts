@@ -40,6 +40,7 @@ export async function listen(server: Server, host: string, port: number): Promis
 
 /** Takes no new connections, closes idle ones, and resolves when the last request is answered. */
 export async function finish(server: Server) {
+  if (!server.listening) return;
   const closed = once(server, 'close');
   server.close();
   // An answer whose headers were out before its connection was to end leaves an idle connection behind.

@@ -66,7 +66,8 @@ export class Address {
 
   /** Closes idle connections now, others when their request ends. */
   async close() {
-    await Promise.all([this.connections.close(), this.newConnections.close()]);
+    // They are one where a test or a proxy brings its own.
+    await Promise.all([...new Set([this.connections, this.newConnections])].map((opened) => opened.close()));
   }
 
   private takeOver(before: Address) {

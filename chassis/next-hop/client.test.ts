@@ -177,6 +177,15 @@ describe('retries', () => {
     expect(ms).toBeLessThan(500);
   });
 
+  test('what waits for a connection of our own is not asked for again', async () => {
+    const slow = await httpHop((_req, res) => void setTimeout(() => res.end('slow'), 200));
+    cleanups.push(() => slow.close());
+    const hop = clientOf(slow.origin, { connections: 1 });
+    const outcomes = await Promise.all([1, 2, 3, 4].map(() => ask(hop)));
+    expect(outcomes.map(({ outcome }) => outcome)).toEqual(new Array(4).fill('slow'));
+    expect(slow.requests()).toBe(4);
+  });
+
   test('a slow next hop still has the whole deadline', async () => {
     const server = await httpHop((_req, res) => void setTimeout(() => res.end('slow'), 800));
     cleanups.push(() => server.close());

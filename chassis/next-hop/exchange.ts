@@ -38,6 +38,8 @@ export class Exchange {
   private settled = false;
   private admission: Admission = 'refused';
   private timer: NodeJS.Timeout | undefined;
+  // Before the first attempt there is only the look-up.
+  private lastType: FailureType = 'dns_timeout';
   private lastCause: unknown;
 
   constructor(
@@ -68,7 +70,8 @@ export class Exchange {
   hedge() {
     this.timer = setTimeout(deadlinePassed, (this.hop.timeoutMs * 3) / 4, this);
     const [late] = this.live;
-    if (late === undefined) return;
+    // What waits for a connection of our own is late for our own sake.
+    if (late === undefined || late.waitsForConnection) return;
     const nowMs = performance.now();
     late.address.doubt(nowMs);
     if (!this.hop.budget.withdraw(nowMs)) return;
@@ -77,8 +80,8 @@ export class Exchange {
   }
 
   expire() {
-    const last = this.live.at(-1);
-    this.fail(last === undefined ? this.expiredWithoutAttempt() : last.expiredAs(), this.lastCause);
+    const type = this.live.at(-1)?.expiredAs() ?? this.lastType;
+    this.fail(type, this.lastCause);
   }
 
   answered(attempt: Attempt) {
@@ -96,6 +99,7 @@ export class Exchange {
     if (RETRYABLE.has(type)) this.distrust(attempt, type, nowMs);
     if (this.settled) return;
     this.leave(attempt);
+    this.lastType = type;
     this.lastCause = cause;
     if (this.live.length > 0) return;
     if (this.mayRetry(type) && this.hop.budget.withdraw(nowMs)) this.retry(attempt, type);
@@ -149,11 +153,6 @@ export class Exchange {
     address.beginTrial();
     this.hop.onRepeat('hedge');
     new Trial(address, this.hop.timeoutMs / 4).send(this.request);
-  }
-
-  // Only a look-up or the pause before a retry goes on without an attempt under way.
-  private expiredWithoutAttempt(): FailureType {
-    return this.retries > 0 ? 'connection_timeout' : 'dns_timeout';
   }
 
   private fail(type: FailureType, cause?: unknown) {
@@ -211,13 +210,13 @@ function stopDiscarding(attempt: Attempt) {
 class Attempt implements Dispatcher.DispatchHandler {
   private controller: Dispatcher.DispatchController | undefined;
   private readonly span: ClientSpan | undefined;
-  private readonly waitsForConnection: boolean;
   private status = 0;
   private headers: IncomingHttpHeaders = {};
   private chunks: Buffer[] = [];
   private bytes = 0;
   private over = false;
   private cancelled = false;
+  private readonly foundAllBusy: boolean;
 
   constructor(
     private readonly exchange: Exchange,
@@ -228,7 +227,7 @@ class Attempt implements Dispatcher.DispatchHandler {
   ) {
     const { request, span } = exchange;
     this.span = span?.beginClient(request.origin, request.method, request.path, number);
-    this.waitsForConnection = address.inFlight >= address.share;
+    this.foundAllBusy = address.inFlight >= address.share;
   }
 
   send() {
@@ -251,9 +250,14 @@ class Attempt implements Dispatcher.DispatchHandler {
     this.controller?.abort(CANCELLED);
   }
 
+  /** All connections were busy when it was sent, and it still waits for one. */
+  get waitsForConnection() {
+    return this.foundAllBusy && this.controller === undefined;
+  }
+
   expiredAs(): FailureType {
     if (this.controller !== undefined) return 'http_response_timeout';
-    return this.waitsForConnection ? 'connection_limit_reached' : 'connection_timeout';
+    return this.foundAllBusy ? 'connection_limit_reached' : 'connection_timeout';
   }
 
   answer() {
