@@ -1,4 +1,5 @@
 import type { Request, Response } from 'express';
+import type { Placed } from './in-flight';
 import type { Answer } from './next-hop/answer';
 import type { HopRecord } from './next-hop/client';
 import type { HopFailure } from './next-hop/failure';
@@ -15,7 +16,8 @@ declare global {
 }
 
 /** What is known of one request while it is served: its log line, in the making. */
-export class RequestRecord implements HopRecord {
+export class RequestRecord implements HopRecord, Placed {
+  place = 0;
   readonly startedMs = performance.now();
   readonly requestId: string;
   readonly traceId: string | undefined;
@@ -28,7 +30,11 @@ export class RequestRecord implements HopRecord {
   error: string | undefined;
   err: unknown;
 
-  constructor(req: Request, tracing: Tracing | undefined) {
+  constructor(
+    req: Request,
+    readonly res: Response,
+    tracing: Tracing | undefined,
+  ) {
     const { headers } = req;
     this.requestId = requestIdFrom(headers['x-request-id']);
     this.passedOn = ['x-request-id', this.requestId];

@@ -1,4 +1,5 @@
 import type { Request, RequestHandler, Response } from 'express';
+import { InFlight } from './in-flight';
 import type { Logger } from './logger';
 import type { Metrics } from './metrics';
 import { Problem } from './problem';
@@ -10,7 +11,7 @@ import type { Tracing } from './tracing';
  * that ends: to the log, the metrics and the trace.
  */
 export class Traffic {
-  private readonly inFlight = new Set<Response>();
+  private readonly inFlight = new InFlight<RequestRecord>();
   private ending = false;
 
   private readonly log: Logger;
@@ -31,11 +32,11 @@ export class Traffic {
   record(): RequestHandler {
     const traffic = this;
     return function record(req, res, next) {
-      const entry = new RequestRecord(req, traffic.tracing);
+      const entry = new RequestRecord(req, res, traffic.tracing);
       res.locals.record = entry;
       res.setHeader('x-request-id', entry.requestId);
       if (traffic.ending) res.setHeader('connection', 'close');
-      traffic.inFlight.add(res);
+      traffic.inFlight.add(entry);
       res.once('close', () => traffic.ended(req, res));
       next();
     };
@@ -55,12 +56,14 @@ export class Traffic {
   /** From now on each answer is the last one on its connection. */
   end() {
     this.ending = true;
-    for (const res of this.inFlight) if (!res.headersSent) res.setHeader('connection', 'close');
+    this.inFlight.forEach(({ res }) => {
+      if (!res.headersSent) res.setHeader('connection', 'close');
+    });
   }
 
   private ended(req: Request, res: Response) {
-    this.inFlight.delete(res);
     const { record } = res.locals;
+    this.inFlight.delete(record);
     const status = statusOf(res);
     const route = routeOf(req);
     const durationMs = performance.now() - record.startedMs;
