@@ -114,7 +114,10 @@ test('all of api2 gone, then back: errors within the deadline, first success wit
     await stack.compose('rm', '--stop', '--force', 'api2');
     await sleep(4000);
   });
-  for (const { ms } of samples) expect(ms).toBeLessThan(2500);
+  // By api's own clock: while the engine takes a container out of its networks, it can hold packets up for half a second.
+  const servedMs = Math.max(...samples.map((sample) => sample.servedMs));
+  process.stdout.write(`  slowest by the clock of api: ${Math.round(servedMs)} ms\n`);
+  expect(servedMs).toBeLessThan(2050);
   expect(samples.at(-1)?.status).toBe(500);
   const back = new Load(hello, PER_SECOND);
   await scale(1);

@@ -3,6 +3,8 @@ import { Agent } from 'undici';
 interface Sample {
   atMs: number;
   ms: number;
+  /** What the service itself says it took: `total` of its `Server-Timing`. */
+  servedMs: number;
   /** 0 where there was no answer at all. */
   status: number;
 }
@@ -38,12 +40,15 @@ export class Load {
 
   private send() {
     const atMs = performance.now();
-    const tell = (status: number) => void this.samples.push({ atMs, ms: performance.now() - atMs, status });
+    const tell = (status: number, timing = '') => {
+      const servedMs = Number(/total;dur=([\d.]+)/.exec(timing)?.[1]);
+      this.samples.push({ atMs, ms: performance.now() - atMs, servedMs, status });
+    };
     const request = this.agent
       .request({ origin: this.url.origin, path: this.url.pathname, method: 'GET' })
-      .then(async ({ statusCode, body }) => {
+      .then(async ({ statusCode, body, headers }) => {
         await body.dump();
-        tell(statusCode);
+        tell(statusCode, String(headers['server-timing']));
       })
       .catch(() => tell(0))
       .finally(() => this.pending.delete(request));
