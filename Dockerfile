@@ -6,6 +6,7 @@ COPY package.json package-lock.json ./
 RUN --mount=type=cache,target=/root/.npm npm ci --omit=optional
 COPY tsconfig.json tsconfig.build.json ./
 COPY chassis chassis
+COPY contract contract
 COPY services services
 RUN npm run build && mkdir /data
 
@@ -26,6 +27,7 @@ WORKDIR /app
 ENV NODE_ENV=production
 COPY --from=production-dependencies /app/node_modules node_modules
 COPY --from=build /app/dist/chassis chassis
+COPY --from=build /app/dist/contract contract
 COPY --from=build /app/dist/services/${SERVICE} services/${SERVICE}
 # A named volume takes over the owner of the folder that it covers.
 COPY --from=build --chown=65532:65532 /data /data

@@ -1,4 +1,5 @@
-import express, { type RequestHandler } from 'express';
+import { isUtf8 } from 'node:buffer';
+import express, { type Request, type RequestHandler } from 'express';
 import type { z } from 'zod';
 import { Problem } from './problem';
 
@@ -6,6 +7,7 @@ const MOST_BYTES = 100 * 1000;
 
 const PROBLEMS: Readonly<Record<string, [status: number, code: string, detail: string]>> = {
   'entity.parse.failed': [400, 'malformed_json', 'The body is not JSON.'],
+  'entity.verify.failed': [400, 'malformed_json', 'The body is not JSON.'],
   'encoding.unsupported': [415, 'unsupported_media_type', 'A content coding is not taken here.'],
   'charset.unsupported': [415, 'unsupported_media_type', 'JSON is UTF-8.'],
   'entity.too.large': [413, 'content_too_large', `The body is larger than ${MOST_BYTES / 1000} kB.`],
@@ -13,11 +15,10 @@ const PROBLEMS: Readonly<Record<string, [status: number, code: string, detail: s
 
 /** Reads a JSON body of at most 100 kB into `req.body`; anything else is a problem. */
 export function jsonBody(): RequestHandler {
-  const parse = express.json({ strict: false, inflate: false, limit: MOST_BYTES });
+  const parse = express.json({ strict: false, inflate: false, limit: MOST_BYTES, verify: isText });
   return function jsonBody(req, res, next) {
-    if (req.headers['content-encoding'] !== undefined && req.headers['content-encoding'] !== 'identity')
-      throw problemOf('encoding.unsupported');
-    if (!req.is('application/json'))
+    refuseContentCoding(req);
+    if (isOfOtherType(req))
       throw new Problem(415, 'unsupported_media_type', { detail: 'Send application/json.' });
     parse(req, res, (error?: unknown) => {
       const { type } = Object(error) as { type?: string };
@@ -26,6 +27,27 @@ export function jsonBody(): RequestHandler {
       else next();
     });
   };
+}
+
+/**
+ * Refuses a request whose body is compressed.
+ * @throws {Problem} 415
+ */
+export function refuseContentCoding({ headers }: Request) {
+  const coding = headers['content-encoding'];
+  if (coding !== undefined && coding.toLowerCase() !== 'identity') throw problemOf('encoding.unsupported');
+}
+
+// No body at all is no JSON, whatever its type would have been.
+function isOfOtherType(req: Request) {
+  const { 'content-type': type, 'content-length': length, 'transfer-encoding': transfer } = req.headers;
+  if (type === undefined) return transfer !== undefined || Number(length ?? 0) > 0;
+  return !/^\s*application\/json\s*(;|$)/i.test(type);
+}
+
+// Neither of which the parser minds.
+function isText(_req: unknown, _res: unknown, body: Buffer) {
+  if (body.length === 0 || !isUtf8(body)) throw new Error('empty, or not UTF-8');
 }
 
 /**

@@ -88,9 +88,10 @@ class OtelServerSpan implements ServerSpan {
     this.traceId = span.spanContext().traceId;
   }
 
-  beginClient(origin: URL, method: string, path: string, resends: number): ClientSpan {
+  beginClient(peer: string, origin: URL, method: string, path: string, resends: number): ClientSpan {
     const attributes: Attributes = {
       'http.request.method': method,
+      'peer.service': peer,
       'server.address': origin.hostname,
       'server.port': Number(origin.port) || (origin.protocol === 'https:' ? 443 : 80),
       'url.full': origin.origin + path,

@@ -32,8 +32,13 @@ export function methodNotAllowed(...methods: string[]): RequestHandler {
 /** Answers what no route took. */
 export function notFound(): RequestHandler {
   return function notFound() {
-    throw new Problem(404, 'not_found', { detail: 'There is nothing at this path.' });
+    throw nothingHere();
   };
+}
+
+/** What is answered for a path at which there is nothing, or nothing any more. */
+export function nothingHere() {
+  return new Problem(404, 'not_found', { detail: 'There is nothing at this path.' });
 }
 
 /** The one handler that answers errors. What is not a problem is a fault of the service: a 500 that tells nothing. */

@@ -1,4 +1,6 @@
+import type { IncomingHttpHeaders } from 'node:http';
 import type { Request, Response } from 'express';
+import { hopByHop } from './hop-by-hop';
 import type { Placed } from './in-flight';
 import type { Answer } from './next-hop/answer';
 import type { HopRecord } from './next-hop/client';
@@ -23,7 +25,7 @@ export class RequestRecord implements HopRecord, Placed {
   readonly traceId: string | undefined;
   readonly passedOn: string[];
   readonly span: ServerSpan | undefined;
-  private nextHop: string | undefined;
+  nextHop: string | undefined;
   nextHopMs: number | undefined;
   nextHopStatus: number | undefined;
   nextHopBytes: number | undefined;
@@ -38,14 +40,20 @@ export class RequestRecord implements HopRecord, Placed {
     const { headers } = req;
     this.requestId = requestIdFrom(headers['x-request-id']);
     this.passedOn = ['x-request-id', this.requestId];
-    this.passOn('baggage', headers.baggage);
+    this.passOn('baggage', headers);
     this.span = tracing?.begin(req.method, req.path, headers);
     this.traceId = this.span?.traceId ?? parseTraceparent(headers.traceparent)?.traceId;
     // With tracing on, each request to a next hop gets those of its own span.
     if (this.span === undefined && this.traceId !== undefined) {
-      this.passOn('traceparent', headers.traceparent);
-      this.passOn('tracestate', headers.tracestate);
+      this.passOn('traceparent', headers);
+      this.passOn('tracestate', headers);
     }
+  }
+
+  /** The answer of a next hop has begun. */
+  nextHopBegan(nextHop: string, durationMs: number) {
+    this.nextHop = nextHop;
+    this.nextHopMs = durationMs;
   }
 
   nextHopEnded(
@@ -54,8 +62,7 @@ export class RequestRecord implements HopRecord, Placed {
     answer: Answer | undefined,
     failure: HopFailure | undefined,
   ) {
-    this.nextHop = nextHop;
-    this.nextHopMs = durationMs;
+    this.nextHopBegan(nextHop, durationMs);
     this.nextHopStatus = answer?.status;
     this.nextHopBytes = answer?.bytes;
     if (failure !== undefined) this.failedBy(failure.type, failure.cause ?? failure);
@@ -75,8 +82,9 @@ export class RequestRecord implements HopRecord, Placed {
       : `${this.nextHop};dur=${this.nextHopMs.toFixed(2)}, ${total}`;
   }
 
-  private passOn(name: string, value: string | string[] | undefined) {
-    if (value !== undefined) this.passedOn.push(name, String(value));
+  private passOn(name: string, headers: IncomingHttpHeaders) {
+    const value = headers[name];
+    if (value !== undefined && !hopByHop(headers).includes(name)) this.passedOn.push(name, String(value));
   }
 }
 

@@ -12,8 +12,8 @@ export interface Tracing {
 
 export interface ServerSpan {
   readonly traceId: string;
-  /** Begins the client span of one request to a next hop; `resends` counts those before it in the exchange. */
-  beginClient(origin: URL, method: string, path: string, resends: number): ClientSpan;
+  /** Begins the client span of one request to the next hop `peer`; `resends` counts those before it in the exchange. */
+  beginClient(peer: string, origin: URL, method: string, path: string, resends: number): ClientSpan;
   end(route: string, status: number, error: string | undefined): void;
 }
 

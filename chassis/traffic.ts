@@ -76,6 +76,7 @@ export class Traffic {
       route,
       status,
       durationMs: rounded(durationMs),
+      nextHop: record.nextHop,
       nextHopMs: record.nextHopMs && rounded(record.nextHopMs),
       nextHopStatus: record.nextHopStatus,
       nextHopBytes: record.nextHopBytes,

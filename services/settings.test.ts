@@ -15,8 +15,12 @@ test('an empty environment gives the defaults', () => {
     maxInFlight: 1024,
     collapse: false,
     external: {
-      url: 'https://static-assets.codecademy.com/Courses/Learn-Node/http/data.json',
+      origin: 'https://static-assets.codecademy.com',
+      path: '/Courses/Learn-Node/http/data.json',
       timeoutMs: 5000,
+      connections: 16,
+      lookupEveryMs: 30_000,
+      passesOn: false,
       proxyUrl: undefined,
       noProxy: undefined,
     },

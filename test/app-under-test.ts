@@ -27,6 +27,15 @@ export function logToArray() {
 export function apiOver(origin: string, options: Partial<NextHopOptions> = {}, maxInFlight = 1024) {
   const { log, lines, completed } = logToArray();
   const api2 = new NextHop({ name: 'api2', origin, timeoutMs: 400, connections: 64, log, ...options });
-  const app = createApp({ traffic: new Traffic({ log }), api2, maxInFlight });
-  return { app, api2, lines, completed };
+  const external = new NextHop({
+    name: 'external',
+    origin,
+    timeoutMs: 400,
+    connections: 4,
+    passesOn: false,
+    log,
+  });
+  const traffic = new Traffic({ log });
+  const app = createApp({ traffic, log, api2, external, externalPath: '/data.json', maxInFlight });
+  return { app, api2, external, lines, completed };
 }

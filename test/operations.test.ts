@@ -116,6 +116,7 @@ describe('logs', () => {
           durationMs: expect.any(Number),
           nextHopMs: expect.any(Number),
           nextHopStatus: 200,
+          nextHop: 'api2',
           nextHopBytes: 11,
           msg: 'request completed',
         },

@@ -22,6 +22,7 @@ export async function start(service: 'api' | 'api2', env: Environment = {}): Pro
     HOST: '127.0.0.1',
     PORT: '0',
     ADMIN_PORT: '0',
+    DATABASE_FILE: ':memory:',
     ...env,
   });
   const lines = () => parseLines(output());
@@ -39,6 +40,20 @@ export async function start(service: 'api' | 'api2', env: Environment = {}): Pro
   };
   const url = `http://127.0.0.1:${port}`;
   return { child, port, adminPort, url, adminUrl: `http://127.0.0.1:${adminPort}`, output, lines, stop };
+}
+
+/** Starts programs for the tests of one file, and ends them after each test that started them. */
+export function startedPrograms() {
+  const running: Program[] = [];
+  afterEach(async () => {
+    for (const program of running.splice(0))
+      if (program.child.exitCode === null) await program.stop('SIGKILL');
+  });
+  return async (service: 'api' | 'api2', env: Environment = {}) => {
+    const program = await start(service, env);
+    running.push(program);
+    return program;
+  };
 }
 
 /** Starts the built program, and resolves to its exit code and output once it has ended. */

@@ -16,11 +16,12 @@ export interface AddressesOptions {
   /** A dispatcher over at most `connections` to one address, none opened before it is needed. */
   open: (address: LookupAddress, connections: number) => Dispatcher;
   lookup?: Lookup | undefined;
+  lookupEveryMs?: number | undefined;
 }
 
 /**
  * The addresses that a host name has now, each with connections of its own, and the choice among
- * them. The name is looked up every two seconds, and at once when a connection fails.
+ * them. The name is looked up every few seconds, and at once when a connection fails.
  */
 export class Addresses {
   private known: Address[] = [];
@@ -32,7 +33,8 @@ export class Addresses {
   private readonly timer: NodeJS.Timeout;
 
   constructor(private readonly options: AddressesOptions) {
-    this.timer = setInterval(() => this.refresh(), LOOKUP_EVERY_MS).unref();
+    const { lookupEveryMs = LOOKUP_EVERY_MS } = options;
+    this.timer = setInterval(() => this.refresh(), lookupEveryMs).unref();
     this.refresh();
   }
 

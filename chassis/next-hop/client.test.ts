@@ -19,7 +19,7 @@ function clientOf(origin: string, options: Partial<NextHopOptions> = {}) {
 }
 
 function caller() {
-  const record = { passedOn: [], span: undefined, nextHopEnded: () => {} };
+  const record = { passedOn: [], span: undefined, nextHopBegan: () => {}, nextHopEnded: () => {} };
   return Object.assign(new EventEmitter(), { locals: { record } }) satisfies Caller;
 }
 

@@ -1,5 +1,7 @@
 import type { LookupAddress } from 'node:dns';
+import type { IncomingHttpHeaders } from 'node:http';
 import type { LookupFunction, Socket } from 'node:net';
+import { PassThrough, type Readable } from 'node:stream';
 import { buildConnector, type Dispatcher, errors, Pool } from 'undici';
 import type { Logger } from '../logger';
 import type { MeasuredHop, Metrics } from '../metrics';
@@ -7,7 +9,7 @@ import type { ServerSpan } from '../tracing';
 import { Addresses, type Lookup } from './addresses';
 import type { Answer } from './answer';
 import { CircuitBreaker } from './circuit-breaker';
-import { Exchange, type Hop } from './exchange';
+import { Exchange, type Hop, type HopRequest, type Sink } from './exchange';
 import { type CallerLeft, HopFailure } from './failure';
 import { RetryBudget } from './retry-budget';
 
@@ -25,7 +27,10 @@ export interface NextHopOptions {
   /** The most connections, all addresses together. */
   connections: number;
   maxBodyBytes?: number;
+  /** Whether request id and trace context go along; they are not for the hosts of others. */
+  passesOn?: boolean;
   lookup?: Lookup;
+  lookupEveryMs?: number;
   /** Carries the requests in place of the client's own connections: for tests, and for proxies. */
   dispatcher?: Dispatcher;
   log: Logger;
@@ -43,12 +48,22 @@ export interface HopRecord {
   /** The headers that go to the next hop, names and values in turn. */
   readonly passedOn: string[];
   readonly span: ServerSpan | undefined;
+  nextHopBegan(nextHop: string, durationMs: number): void;
   nextHopEnded(
     nextHop: string,
     durationMs: number,
     answer: Answer | undefined,
     failure: HopFailure | undefined,
   ): void;
+}
+
+/** A request that is passed on. */
+export interface ForwardedRequest {
+  method: string;
+  path: string;
+  /** Names and values in turn, beside those that the caller's record passes on. */
+  headers: string[];
+  body: Readable | undefined;
 }
 
 /**
@@ -68,9 +83,11 @@ export class NextHop implements MeasuredHop {
       name,
       timeoutMs,
       maxBodyBytes: options.maxBodyBytes ?? MAX_BODY_BYTES,
+      passesOn: options.passesOn ?? true,
       addresses: new Addresses({
         hostname: this.origin.hostname,
         connections: options.connections,
+        lookupEveryMs: options.lookupEveryMs,
         lookup: options.dispatcher ? notLookedUp : options.lookup,
         open: (address, connections) => options.dispatcher ?? this.openPool(address, connections),
       }),
@@ -98,26 +115,64 @@ export class NextHop implements MeasuredHop {
 
   /**
    * Asks for `path` and reads the answer whole. When the caller closes first, the request is cancelled.
+   * @param headers names and values in turn, beside those that the caller's record passes on
    * @throws {HopFailure} when there is no usable answer, {CallerLeft} when the caller closed first
    */
-  get(path: string, caller: Caller): Promise<Answer> {
-    return new Promise((resolve, reject) => {
-      const { record } = caller.locals;
-      const startedMs = performance.now();
-      const request = { origin: this.origin, path, method: 'GET', headers: record.passedOn } as const;
-      const exchange = new Exchange(this.hop, request, record.span, (failure, answer) => {
-        this.ended(record, performance.now() - startedMs, answer, failure);
-        if (answer === undefined) reject(failure);
-        else resolve(answer);
-      });
-      caller.once('close', () => exchange.abandon());
-      exchange.start();
-    });
+  get(path: string, caller: Caller, headers: string[] = NO_HEADERS): Promise<Answer> {
+    const passedOn = this.headersFor(caller, headers);
+    return this.exchange({ origin: this.origin, path, method: 'GET', headers: passedOn, body: null }, caller);
+  }
+
+  /**
+   * Passes a request on, and its answer to `sink` while it comes in. Resolves when the answer is whole.
+   * When the caller closes first, the request is cancelled.
+   * @throws {HopFailure} when there is no usable answer, or it broke off, {CallerLeft} when the caller closed first
+   */
+  forward({ method, path, headers, body }: ForwardedRequest, caller: Caller, sink: Sink): Promise<Answer> {
+    const passedOn = this.headersFor(caller, headers);
+    const upload = body ? new PassThrough() : null;
+    const request = { origin: this.origin, path, method, headers: passedOn, body: upload };
+    const answer = this.exchange(request, caller, sink, body);
+    if (body && upload) pass(body, upload, answer);
+    return answer;
   }
 
   /** Closes every connection; what is under way on one ends by its own deadline. */
   async close() {
     await this.hop.addresses.close();
+  }
+
+  private exchange(request: HopRequest, caller: Caller, sink?: Sink, body?: Readable): Promise<Answer> {
+    return new Promise((resolve, reject) => {
+      const { record } = caller.locals;
+      const startedMs = performance.now();
+      const timed = sink && this.timed(sink, record, startedMs);
+      const exchange = new Exchange(this.hop, request, record.span, timed, (failure, answer) => {
+        this.ended(record, performance.now() - startedMs, answer, failure);
+        if (answer === undefined) reject(failure);
+        else resolve(answer);
+      });
+      caller.once('close', () => exchange.abandon());
+      body?.on('data', () => exchange.callerSent());
+      exchange.start();
+    });
+  }
+
+  // The answer's own headers tell how long it took until it began.
+  private timed(sink: Sink, record: HopRecord, startedMs: number): Sink {
+    return {
+      begin: (status: number, headers: IncomingHttpHeaders) => {
+        record.nextHopBegan(this.name, performance.now() - startedMs);
+        sink.begin(status, headers);
+      },
+      write: (chunk, onDrained) => sink.write(chunk, onDrained),
+      end: () => sink.end(),
+    };
+  }
+
+  private headersFor({ locals: { record } }: Caller, own: string[]) {
+    if (!this.hop.passesOn) return own;
+    return own.length === 0 ? record.passedOn : [...record.passedOn, ...own];
   }
 
   private ended(
@@ -145,6 +200,17 @@ export class NextHop implements MeasuredHop {
     });
   }
 }
+
+// undici destroys a body that it cannot send, and the client's request is to outlive that: what is
+// left of it is read, so that its connection can be used again.
+function pass(body: Readable, upload: PassThrough, answer: Promise<unknown>) {
+  const dropRest = () => body.unpipe(upload).resume();
+  upload.on('error', () => {});
+  body.pipe(upload);
+  answer.then(dropRest, dropRest);
+}
+
+const NO_HEADERS: string[] = [];
 
 // Where a given dispatcher connects to is its own matter.
 const notLookedUp: Lookup = async (hostname) => [{ address: hostname, family: 0 }];

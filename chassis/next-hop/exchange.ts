@@ -1,4 +1,5 @@
 import type { IncomingHttpHeaders } from 'node:http';
+import type { PassThrough } from 'node:stream';
 import type { Dispatcher } from 'undici';
 import type { ClientSpan, ServerSpan } from '../tracing';
 import type { Address } from './address';
@@ -15,27 +16,43 @@ export interface Hop {
   readonly timeoutMs: number;
   /** The largest body that is read, in bytes. */
   readonly maxBodyBytes: number;
+  /** Whether the request id and the trace of the caller go along. */
+  readonly passesOn: boolean;
   readonly addresses: Addresses;
   readonly budget: RetryBudget;
   readonly breaker: CircuitBreaker;
   readonly onRepeat: (kind: 'retry' | 'hedge') => void;
 }
 
-export type HopRequest = Dispatcher.DispatchOptions & { readonly headers: string[]; readonly origin: URL };
+export type HopRequest = Dispatcher.DispatchOptions & {
+  readonly headers: string[];
+  readonly origin: URL;
+  readonly body: PassThrough | null;
+};
+
+/** Where an answer goes while it comes in, whatever its status. Only one that is begun can be cut short. */
+export interface Sink {
+  begin(status: number, headers: IncomingHttpHeaders): void;
+  /** @returns whether it takes more at once; if not, `onDrained` is called when it does */
+  write(chunk: Buffer, onDrained: () => void): boolean;
+  end(): void;
+}
 
 const MOST_RETRIES = 2;
 const RETRY_JITTER_MS = 25;
 const MOST_DISCARDED_BYTES = 64 * 1024;
 
 /**
- * One exchange with a next hop: a safe request, sent again where that is safe, within one deadline.
- * `settle` is called once, with a whole answer or with why there is none.
+ * One exchange with a next hop within one deadline: a request, sent again where that is safe.
+ * `settle` is called once, with an answer that came in whole or with why there is none.
  */
 export class Exchange {
   private live: Attempt[] = [];
   private retries = 0;
   private attempts = 0;
   private settled = false;
+  private begun = false;
+  private readonly isRepeatable: boolean;
   private admission: Admission = 'refused';
   private timer: NodeJS.Timeout | undefined;
   // Before the first attempt there is only the look-up.
@@ -46,17 +63,30 @@ export class Exchange {
     readonly hop: Hop,
     readonly request: HopRequest,
     readonly span: ServerSpan | undefined,
+    /** Takes the answer while it comes in; without it, that of a success is kept, of others only the status. */
+    readonly sink: Sink | undefined,
     private readonly settle: (failure: HopFailure | CallerLeft | undefined, answer?: Answer) => void,
-  ) {}
+  ) {
+    const { method, body } = request;
+    this.isRepeatable = (method === 'GET' || method === 'HEAD') && body === null;
+  }
 
   start() {
     const nowMs = performance.now();
     this.hop.budget.deposit(nowMs);
     this.admission = this.hop.breaker.admit(nowMs);
     if (this.admission === 'refused') return this.fail('destination_unavailable');
-    this.timer = setTimeout(quarterPassed, this.hop.timeoutMs / 4, this);
+    const { timeoutMs } = this.hop;
+    this.timer = this.isRepeatable
+      ? setTimeout(quarterPassed, timeoutMs / 4, this)
+      : setTimeout(deadlinePassed, timeoutMs, this);
     this.attempt();
-    this.tryOutAddress(nowMs);
+    if (this.isRepeatable) this.tryOutAddress(nowMs);
+  }
+
+  /** The caller sent more of the request's body: the deadline counts from the last of it. */
+  callerSent() {
+    if (!this.settled) this.timer?.refresh();
   }
 
   /** Nobody waits for the answer any more: whatever is under way is cancelled. */
@@ -71,7 +101,7 @@ export class Exchange {
     this.timer = setTimeout(deadlinePassed, (this.hop.timeoutMs * 3) / 4, this);
     const [late] = this.live;
     // What waits for a connection of our own is late for our own sake.
-    if (late === undefined || late.waitsForConnection) return;
+    if (late === undefined || late.waitsForConnection || this.begun) return;
     const nowMs = performance.now();
     late.address.doubt(nowMs);
     if (!this.hop.budget.withdraw(nowMs)) return;
@@ -80,8 +110,19 @@ export class Exchange {
   }
 
   expire() {
+    if (this.waitsForCaller) return this.callerSent();
     const type = this.live.at(-1)?.expiredAs() ?? this.lastType;
     this.fail(type, this.lastCause);
+  }
+
+  /** The answer of this attempt is passed on from now; those of others come too late. */
+  began(attempt: Attempt, sink: Sink, status: number, headers: IncomingHttpHeaders) {
+    this.begun = true;
+    this.leave(attempt);
+    this.overtaken(attempt, performance.now());
+    for (const other of this.live) other.cancel();
+    this.live = [attempt];
+    sink.begin(status, headers);
   }
 
   answered(attempt: Attempt) {
@@ -89,8 +130,9 @@ export class Exchange {
     if (this.settled) return;
     this.leave(attempt);
     const nowMs = performance.now();
-    for (const beaten of this.live) if (beaten.number < attempt.number) beaten.address.doubt(nowMs);
+    this.overtaken(attempt, nowMs);
     this.hop.breaker.record(this.admission, false, nowMs);
+    this.sink?.end();
     this.finish(undefined, attempt.answer());
   }
 
@@ -126,7 +168,17 @@ export class Exchange {
   }
 
   private mayRetry(type: FailureType) {
-    return RETRYABLE.has(type) && this.retries < MOST_RETRIES;
+    return this.isRepeatable && !this.begun && RETRYABLE.has(type) && this.retries < MOST_RETRIES;
+  }
+
+  // A client that is slow to send is cut off by the server's own request time-out.
+  private get waitsForCaller() {
+    const { body } = this.request;
+    return body !== null && !body.destroyed && !body.writableEnded && !body.writableNeedDrain;
+  }
+
+  private overtaken(by: Attempt, nowMs: number) {
+    for (const beaten of this.live) if (beaten.number < by.number) beaten.address.doubt(nowMs);
   }
 
   // After a kept connection that was closed nothing is gained by waiting, only by a new connection.
@@ -181,10 +233,14 @@ const CANCELLED = new Error('cancelled');
 
 const isSuccess = (status: number) => status >= 200 && status < 300;
 
+// None is ever asked for.
+function hasContentCoding({ 'content-encoding': coding }: IncomingHttpHeaders) {
+  return coding !== undefined && coding !== 'identity';
+}
+
 /** What already the headers of a success tell against its body. */
 function unusable(headers: IncomingHttpHeaders, maxBodyBytes: number): FailureType | undefined {
-  const coding = headers['content-encoding'];
-  if (coding !== undefined && coding !== 'identity') return 'http_response_content_coding';
+  if (hasContentCoding(headers)) return 'http_response_content_coding';
   return Number(headers['content-length']) > maxBodyBytes ? 'http_response_body_size' : undefined;
 }
 
@@ -225,8 +281,8 @@ class Attempt implements Dispatcher.DispatchHandler {
     /** How many were sent before it in the exchange. */
     readonly number: number,
   ) {
-    const { request, span } = exchange;
-    this.span = span?.beginClient(request.origin, request.method, request.path, number);
+    const { hop, request, span } = exchange;
+    this.span = span?.beginClient(hop.name, request.origin, request.method, request.path, number);
     this.foundAllBusy = address.inFlight >= address.share;
   }
 
@@ -239,8 +295,10 @@ class Attempt implements Dispatcher.DispatchHandler {
   }
 
   private tracedRequest() {
-    const { request } = this.exchange;
-    return this.span ? { ...request, headers: [...request.headers, ...this.span.headers] } : request;
+    const { request, hop } = this.exchange;
+    return this.span && hop.passesOn
+      ? { ...request, headers: [...request.headers, ...this.span.headers] }
+      : request;
   }
 
   /** Gives the request up. One that still waits for a connection is given up when it gets it. */
@@ -273,13 +331,17 @@ class Attempt implements Dispatcher.DispatchHandler {
     if (status < 200) return;
     this.status = status;
     this.headers = headers;
+    const { sink } = this.exchange;
+    if (sink !== undefined) return this.passOn(sink);
     if (!isSuccess(status)) return this.answerWithoutBody();
     const refused = unusable(headers, this.exchange.hop.maxBodyBytes);
     if (refused !== undefined) this.refuse(refused);
   }
 
-  onResponseData(_controller: Dispatcher.DispatchController, chunk: Buffer) {
+  onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer) {
     this.bytes += chunk.length;
+    const { sink } = this.exchange;
+    if (sink !== undefined) return this.passOnMore(sink, controller, chunk);
     if (!isSuccess(this.status)) {
       if (this.bytes > MOST_DISCARDED_BYTES) this.stopDiscarding();
       return;
@@ -289,7 +351,7 @@ class Attempt implements Dispatcher.DispatchHandler {
   }
 
   onResponseEnd() {
-    const answered = isSuccess(this.status) && !this.cancelled;
+    const answered = (this.exchange.sink !== undefined || isSuccess(this.status)) && !this.cancelled;
     this.release();
     if (answered) this.exchange.answered(this);
   }
@@ -298,6 +360,16 @@ class Attempt implements Dispatcher.DispatchHandler {
     const type = failureType(error, this.status !== 0);
     this.release(type);
     if (!this.cancelled) this.exchange.failed(this, type, error);
+  }
+
+  private passOn(sink: Sink) {
+    if (hasContentCoding(this.headers)) this.refuse('http_response_content_coding');
+    else this.exchange.began(this, sink, this.status, this.headers);
+  }
+
+  private passOnMore(sink: Sink, controller: Dispatcher.DispatchController, chunk: Buffer) {
+    if (this.cancelled || sink.write(chunk, () => controller.resume())) return;
+    controller.pause();
   }
 
   // The status is the answer. The body is read to its end, so that the connection can be used again,

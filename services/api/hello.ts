@@ -1,7 +1,6 @@
 import type { ErrorRequestHandler, RequestHandler, Response } from 'express';
 import type { NextHop } from '../../chassis/next-hop/client';
 import { HopFailure } from '../../chassis/next-hop/failure';
-import { Problem } from '../../chassis/problem';
 import { statusOfAnswer, statusOfFailure } from '../../chassis/proxy-status';
 
 /** Asks api2 and answers with its text. */
@@ -18,11 +17,9 @@ export function hello(api2: NextHop): RequestHandler {
 export function helloFailed(): ErrorRequestHandler {
   return function helloFailed(error, _req, res, next) {
     if (!(error instanceof HopFailure)) return next(error);
+    // Our own bound is not api2's failure.
+    if (error.type === 'connection_limit_reached') return next(error);
     res.setHeader('proxy-status', statusOfFailure('api', error));
-    if (error.type === 'connection_limit_reached') {
-      const options = { detail: 'Too many requests wait for api2.', headers: { 'retry-after': '1' } };
-      throw new Problem(503, error.type, options);
-    }
     sendText(res, 500, 'Internal error contacting api2');
   };
 }

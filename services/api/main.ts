@@ -2,6 +2,7 @@ import { createAdminApp, Readiness } from '../../chassis/admin';
 import { createLogger } from '../../chassis/logger';
 import { Metrics } from '../../chassis/metrics';
 import { NextHop } from '../../chassis/next-hop/client';
+import { proxyOf } from '../../chassis/next-hop/proxy';
 import { run } from '../../chassis/run';
 import { createTracing } from '../../chassis/tracing';
 import { Traffic } from '../../chassis/traffic';
@@ -16,7 +17,16 @@ void run(() => {
   const traffic = new Traffic({ log, metrics, tracing });
   const readiness = new Readiness();
   const api2 = new NextHop({ name: 'api2', ...settings.api2, log, metrics });
-  const app = createApp({ traffic, api2, maxInFlight: settings.maxInFlight });
+  const { external: outside, maxInFlight } = settings;
+  const dispatcher = proxyOf(outside);
+  const external = new NextHop({
+    name: 'external',
+    ...outside,
+    ...(dispatcher && { dispatcher }),
+    log,
+    metrics,
+  });
+  const app = createApp({ traffic, log, api2, external, externalPath: outside.path, maxInFlight });
   const adminApp = createAdminApp(readiness, metrics);
-  return { settings, log, app, adminApp, traffic, readiness, closes: [api2, tracing] };
+  return { settings, log, app, adminApp, traffic, readiness, closes: [api2, external, tracing] };
 });

@@ -3,6 +3,13 @@ import { type Env, httpOrigin, milliseconds, onOff, readEnv, url, wholeNumber } 
 
 export type Settings = ReturnType<typeof readSettings>;
 
+// A cache stands before them.
+const EXTERNAL_CONNECTIONS = 16;
+// The names of others move rarely; one whose address fails is looked up again at once.
+const EXTERNAL_LOOKUP_EVERY_MS = 30_000;
+
+const isBare = ({ username, password }: URL) => !username && !password;
+
 /**
  * The settings of api from an environment object.
  * @throws {SettingsError} naming every wrong variable
@@ -14,13 +21,14 @@ export function readSettings(env: Env) {
     API2_CONNECTIONS: wholeNumber(1, 65_535).default(64),
     MAX_IN_FLIGHT: wholeNumber(1, 1_000_000).default(1024),
     COLLAPSE: onOff().default(false),
-    EXTERNAL_URL: url(['https:', 'http:'], 'a URL such as https://example.org/data.json').default(
+    EXTERNAL_URL: url(['https:', 'http:'], 'a URL such as https://example.org/data.json', isBare).default(
       'https://static-assets.codecademy.com/Courses/Learn-Node/http/data.json',
     ),
     EXTERNAL_TIMEOUT_MS: milliseconds().default(5000),
     HTTPS_PROXY: url(['http:', 'https:'], 'a URL such as http://proxy:3128').optional(),
     NO_PROXY: z.string().optional(),
   });
+  const externalUrl = new URL(own.EXTERNAL_URL);
   return {
     ...running,
     api2: {
@@ -31,8 +39,12 @@ export function readSettings(env: Env) {
     maxInFlight: own.MAX_IN_FLIGHT,
     collapse: own.COLLAPSE,
     external: {
-      url: own.EXTERNAL_URL,
+      origin: externalUrl.origin,
+      path: externalUrl.pathname + externalUrl.search,
       timeoutMs: own.EXTERNAL_TIMEOUT_MS,
+      connections: EXTERNAL_CONNECTIONS,
+      lookupEveryMs: EXTERNAL_LOOKUP_EVERY_MS,
+      passesOn: false,
       proxyUrl: own.HTTPS_PROXY,
       noProxy: own.NO_PROXY,
     },

@@ -7,6 +7,7 @@ import { Traffic } from '../../chassis/traffic';
 import { createApp } from './app';
 import { Fault, faultRoutes } from './fault';
 import { readSettings } from './settings';
+import { SqliteBookStore } from './sqlite-book-store';
 
 void run(() => {
   const settings = readSettings(process.env);
@@ -16,8 +17,9 @@ void run(() => {
   const traffic = new Traffic({ log, metrics, tracing });
   const readiness = new Readiness();
   const fault = settings.faults ? new Fault(log) : undefined;
-  const app = createApp({ traffic, fault, greeting: settings.greeting });
+  const store = new SqliteBookStore(settings.databaseFile);
+  const app = createApp({ traffic, fault, greeting: settings.greeting, store });
   const adminApp = createAdminApp(readiness, metrics, fault && faultRoutes(fault));
   const stopping = () => fault?.end();
-  return { settings, log, app, adminApp, traffic, readiness, stopping, closes: [tracing] };
+  return { settings, log, app, adminApp, traffic, readiness, stopping, closes: [store, tracing] };
 });

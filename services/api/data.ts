@@ -1,0 +1,106 @@
+import type { RequestHandler, Response } from 'express';
+import { AnswerCache, type Stored } from '../../chassis/answer-cache';
+import type { Logger } from '../../chassis/logger';
+import type { Answer } from '../../chassis/next-hop/answer';
+import type { NextHop } from '../../chassis/next-hop/client';
+import { HopFailure } from '../../chassis/next-hop/failure';
+import { Problem } from '../../chassis/problem';
+import { statusOfAnswer } from '../../chassis/proxy-status';
+
+const MOST_LOGGED_BYTES = 1000;
+const HEADERS = ['accept', 'application/json', 'accept-encoding', 'identity'];
+
+/** What is relayed, and what `Cache-Status` (RFC 9211) says of it. */
+interface Relayed {
+  body: Buffer;
+  cacheStatus: string;
+  /** In seconds, of what comes out of the cache. */
+  age?: number;
+}
+
+/** Relays the JSON at `path` of an external API, from a shared cache where its headers allow that. */
+export function data(external: NextHop, path: string, log: Logger): RequestHandler {
+  const relay = new Relay(external, path);
+  return async function data(_req, res) {
+    const relayed = await relay.read(res);
+    if (log.isLevelEnabled('debug')) log.debug({ data: beginOf(relayed.body) }, 'data relayed');
+    send(res, relayed);
+  };
+}
+
+class Relay {
+  private readonly cache = new AnswerCache();
+
+  constructor(
+    private readonly external: NextHop,
+    private readonly path: string,
+  ) {}
+
+  async read(res: Response): Promise<Relayed> {
+    const { stored } = this.cache;
+    if (stored?.isFresh) return fromCache(stored, 'hit');
+    const answer = await this.ask(res, stored);
+    if (answer instanceof HopFailure) return fromCache(stored as Stored, `fwd=stale; detail=${answer.type}`);
+    if (answer.status === 304 && stored)
+      return fromCache(this.cache.confirm(stored, answer), 'fwd=stale; fwd-status=304');
+    if (answer.status >= 500 && stored?.servesErrors)
+      return fromCache(stored, `fwd=stale; fwd-status=${answer.status}`);
+    this.refuseUnusable(answer);
+    this.cache.store(answer);
+    return {
+      body: answer.body(),
+      cacheStatus: `fwd=${stored ? 'stale' : 'uri-miss'}; fwd-status=${answer.status}`,
+    };
+  }
+
+  /** Resolves to a failure only where what is stored may be served in its place. */
+  private async ask(res: Response, stored: Stored | undefined): Promise<Answer | HopFailure> {
+    try {
+      return await this.external.get(this.path, res, [...HEADERS, ...(stored?.conditions ?? [])]);
+    } catch (error) {
+      if (error instanceof HopFailure && stored?.servesErrors) return error;
+      throw error;
+    }
+  }
+
+  private refuseUnusable(answer: Answer) {
+    if (!answer.isSuccess) throw this.unexpected('status', answer);
+    if (!isJson(answer)) throw this.unexpected('content', answer);
+  }
+
+  private unexpected(what: 'status' | 'content', answer: Answer) {
+    return new Problem(502, `unexpected_${what}`, {
+      detail: `The external API answered with an unexpected ${what}.`,
+      headers: { 'proxy-status': statusOfAnswer('api', this.external.name, answer) },
+      cause: new Error(`${answer.status}, ${answer.headers['content-type'] ?? 'no content-type'}`),
+    });
+  }
+}
+
+function fromCache(stored: Stored, cacheStatus: string): Relayed {
+  return { body: stored.body, age: stored.age, cacheStatus };
+}
+
+function isJson(answer: Answer) {
+  if (!/^\s*application\/([\w.+-]+\+)?json\s*(;|$)/i.test(answer.headers['content-type'] ?? '')) return false;
+  try {
+    JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(answer.body()));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function send(res: Response, { body, cacheStatus, age }: Relayed) {
+  res.setHeader('content-type', 'application/json');
+  res.setHeader('content-length', body.length);
+  res.setHeader('cache-status', `api; ${cacheStatus}`);
+  if (age !== undefined) res.setHeader('age', age);
+  res.setHeader('server-timing', res.locals.record.serverTiming());
+  res.end(body);
+}
+
+// As a stream, the decoder leaves out a character that is cut through.
+function beginOf(body: Buffer) {
+  return new TextDecoder().decode(body.subarray(0, MOST_LOGGED_BYTES), { stream: true });
+}
