@@ -45,6 +45,39 @@ test('api2 stopped: the 500 text within the deadline; back: 200 again', async ()
   await until(200, 3000);
 }, 60_000);
 
+async function addBook(title: string) {
+  const { statusCode, body } = await request(`${stack.url}/books`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ title, author: 'a' }),
+  });
+  await body.dump();
+  return statusCode;
+}
+
+async function titles() {
+  const { body } = await request(`${stack.url}/books?limit=100`);
+  const { items } = (await body.json()) as { items: { title: string }[] };
+  return items.map(({ title }) => title);
+}
+
+test('the books survive down and up', async () => {
+  expect(await addBook('kept')).toBe(201);
+  await stack.compose('down', '--timeout', '15');
+  await stack.compose('up', '--detach', '--wait');
+  await until(200, 3000);
+  expect(await titles()).toEqual(['kept']);
+}, 60_000);
+
+test('three replicas of api2 share the books', async () => {
+  await stack.compose('up', '--detach', '--wait', '--scale', 'api2=3');
+  await new Promise((resolve) => setTimeout(resolve, 2500));
+  const added = Array.from({ length: 60 }, (_, i) => `volume ${i}`);
+  expect(await Promise.all(added.map(addBook))).toEqual(added.map(() => 201));
+  for (let i = 0; i < 6; i++) expect((await titles()).sort()).toEqual(['kept', ...added].sort());
+  await stack.compose('up', '--detach', '--wait', '--scale', 'api2=1');
+}, 60_000);
+
 test('a fault is set, shown and cleared from inside api2, and seen at /hello', async () => {
   const fault = (...args: string[]) =>
     stack.compose('exec', '-T', 'api2', '/nodejs/bin/node', 'services/api2/fault-command.js', ...args);
