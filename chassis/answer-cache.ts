@@ -6,7 +6,7 @@ const LONGEST_AGE_SECONDS = 24 * 60 * 60;
 
 // Nothing of a client's decides what is asked for, so there is one request, and nothing to select by.
 const REQUEST = { method: 'GET', headers: {} };
-const OPTIONS = { shared: true, cacheHeuristic: 0, immutableMinTimeToLive: 0 };
+const OPTIONS = { shared: true, immutableMinTimeToLive: 0 };
 
 type Headers = CachePolicy.Headers;
 

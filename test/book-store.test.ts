@@ -92,6 +92,7 @@ test('a key is remembered for a day, and not longer', async () => {
   expect(await post(api2, 'Once', 'key')).toEqual(first);
   age(2);
   expect((await post(api2, 'Once', 'key')).book.id).not.toBe(first.book.id);
+  expect(db.prepare('PRAGMA journal_mode').get()).toEqual({ journal_mode: 'wal' });
   expect(db.prepare('SELECT count(*) AS keys FROM idempotency_keys').get()).toEqual({ keys: 1 });
   db.close();
 });

@@ -100,6 +100,7 @@ test('with a collector, one request is one trace over both services', async () =
     'http.response.status_code': 200,
     'server.address': '127.0.0.1',
     'server.port': api2.port,
+    'peer.service': 'api2',
     'url.full': `${api2.url}/respond`,
   });
   for (const { lines } of [api, api2])

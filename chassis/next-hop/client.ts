@@ -205,7 +205,6 @@ export class NextHop implements MeasuredHop {
 // left of it is read, so that its connection can be used again.
 function pass(body: Readable, upload: PassThrough, answer: Promise<unknown>) {
   const dropRest = () => body.unpipe(upload).resume();
-  upload.on('error', () => {});
   body.pipe(upload);
   answer.then(dropRest, dropRest);
 }

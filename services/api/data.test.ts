@@ -224,6 +224,10 @@ describe('the cache of /data', () => {
     ['no-cache', { 'cache-control': 'no-cache, max-age=60' }],
     ['an age beyond its lifetime', { 'cache-control': 'max-age=60', age: '61' }],
     ['Expires: 0', { expires: '0' }],
+    [
+      'an age beyond its Expires, immutable',
+      { expires: new Date(Date.now() + 2000).toUTCString(), age: '9', 'cache-control': 'immutable' },
+    ],
     ['Vary: *', { 'cache-control': 'max-age=60', vary: '*' }],
   ])('%s: asked again', async (_what, headers) => {
     const { get, seen } = await external(json('{}', headers));

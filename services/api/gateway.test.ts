@@ -206,6 +206,44 @@ describe('streaming', () => {
     expect(received).toBe(90_000);
   });
 
+  test('a client that pauses for longer than the deadline may go on', async () => {
+    const hop = await httpHop(async (req, res) => {
+      let body = '';
+      for await (const chunk of req) body += chunk;
+      res.writeHead(201).end(body);
+    });
+    const port = await listening(over(hop).app);
+    const upload = nodeRequest({ port, host: '127.0.0.1', method: 'POST', path: '/books' });
+    upload.write('some');
+    await sleep(3 * TIMEOUT_MS);
+    const answered = once(upload, 'response');
+    upload.end('thing');
+    const [response] = (await answered) as [IncomingMessage];
+    response.resume();
+    expect(response.statusCode).toBe(201);
+  });
+
+  test('an api2 that dies, or reads no further, in the middle of an upload: 502, or 504', async () => {
+    const ends: ((socket: Socket) => void)[] = [
+      (socket) => socket.destroy(),
+      (socket) => void socket.pause(),
+    ];
+    for (const [i, status] of [502, 504].entries()) {
+      const hop = await httpHop((req) => void req.once('data', () => ends[i]?.(req.socket)));
+      const port = await listening(over(hop).app);
+      const upload = nodeRequest({ port, host: '127.0.0.1', method: 'POST', path: '/books' });
+      const answered = once(upload, 'response');
+      const fill = () => {
+        while (!upload.destroyed && upload.write(Buffer.alloc(65_536)));
+      };
+      upload.on('drain', fill).on('error', () => {});
+      fill();
+      const [response] = (await answered) as [IncomingMessage];
+      expect(response.statusCode).toBe(status);
+      upload.destroy();
+    }
+  });
+
   test('a client that leaves in the middle of an upload is noticed by api2', async () => {
     let aborted = false;
     const hop = await httpHop((req) => {
@@ -331,7 +369,7 @@ describe('failures of api2', () => {
     const { app } = over(`http://127.0.0.1:${await deadPort()}`);
     const first = await request(app).get('/books');
     expect(first.body).toMatchObject({ status: 502, code: 'connection_refused' });
-    for (let i = 0; i < 16; i++) await request(app).post('/books');
+    for (let i = 0; i < 16; i++) await request(app).post('/books').send({ title: 'a' });
     const open = await request(app).get('/books').expect(503).expect('retry-after', '1');
     expect(open.body).toMatchObject({ code: 'destination_unavailable' });
     expect(JSON.stringify(open.body)).not.toMatch(/127\.0\.0\.1|\bat /);
