@@ -8,6 +8,7 @@ import { data } from './data';
 import { gateway } from './gateway';
 import { hello, helloFailed } from './hello';
 import { openApi } from './openapi';
+import { page } from './page';
 
 export interface Parts {
   traffic: Traffic;
@@ -39,6 +40,7 @@ export function createApp({ traffic, log, api2, external, externalPath, maxInFli
       { path: '/books/:id', methods: ['GET', 'HEAD', 'PUT', 'DELETE'], to: api2 },
     ]),
   );
+  app.use(page());
 
   app.use(notFound());
   app.use(hopFailureAsProblem('api'));

@@ -279,7 +279,7 @@ describe('what api is asked', () => {
     },
   );
 
-  test.each(['/', '/nothing', '/hello/more', '/respond', '/%zz'])('%s is not found', async (path) => {
+  test.each(['/page', '/nothing', '/hello/more', '/respond', '/%zz'])('%s is not found', async (path) => {
     const { app, completed } = over('http://127.0.0.1:9');
     const res = await request(app).get(path);
     expect([400, 404]).toContain(res.status);

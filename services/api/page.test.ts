@@ -1,0 +1,49 @@
+import request from 'supertest';
+import { apiOver } from '../../test/app-under-test';
+
+const { app, api2, external } = apiOver('http://127.0.0.1:9');
+
+afterAll(() => Promise.all([api2.close(), external.close()]));
+
+async function files() {
+  const { text } = await request(app).get('/').expect(200);
+  const found = [...text.matchAll(/(?:src|href)="(\/[\w.-]+)"/g)].map(([, path]) => String(path));
+  const all = new Set(['/', ...found]);
+  for (const path of all) {
+    const script = path.endsWith('.js') ? (await request(app).get(path).expect(200)).text : '';
+    for (const [, name] of script.matchAll(/from '\.(\/[\w.-]+)'/g)) all.add(String(name));
+  }
+  return [...all];
+}
+
+test('the page and all that it names are there, under 100 kB in all, with headers that lock it in', async () => {
+  let bytes = 0;
+  for (const path of await files()) {
+    const res = await request(app).get(path).buffer(true).expect(200);
+    bytes += Number(res.headers['content-length']);
+    expect(res.headers['cache-control']).toBe('no-cache');
+    expect(res.headers['x-content-type-options']).toBe('nosniff');
+    expect(res.headers['x-frame-options']).toBe('DENY');
+    expect(res.headers['referrer-policy']).toBe('no-referrer');
+    expect(res.headers['content-security-policy']).toContain("default-src 'none'");
+    expect(res.headers['content-security-policy']).toContain("frame-ancestors 'none'");
+    expect(res.headers['content-security-policy']).not.toMatch(/unsafe|upgrade-insecure/);
+    expect(res.headers).not.toHaveProperty('strict-transport-security');
+  }
+  expect(bytes).toBeGreaterThan(10_000);
+  expect(bytes).toBeLessThan(100_000);
+});
+
+test('a file that is known already: 304; other methods: 405', async () => {
+  const { headers } = await request(app).get('/page.js').expect(200);
+  expect(headers['content-type']).toBe('text/javascript; charset=utf-8');
+  await request(app).get('/page.js').set('if-none-match', String(headers.etag)).expect(304);
+  await request(app).post('/').expect(405).expect('allow', 'GET, HEAD');
+});
+
+test.each(['/../package.json', '/page.ts', '/index.html', '/page/page.js', '/%2e%2e/package.json'])(
+  '%s is not served',
+  async (path) => {
+    expect((await request(app).get(path)).status).toBe(404);
+  },
+);
