@@ -1,9 +1,8 @@
-import type { Server } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Express } from 'express';
 import type { Readiness } from './admin';
 import type { Logger } from './logger';
-import { finish, ListenError, listen, serverFor } from './server';
+import { HttpServer, ListenError } from './server';
 import { SettingsError } from './settings';
 import type { Traffic } from './traffic';
 
@@ -38,13 +37,13 @@ export async function run(build: () => Service) {
 }
 
 class Life {
-  private readonly server: Server;
-  private readonly admin: Server;
+  private readonly server: HttpServer;
+  private readonly admin: HttpServer;
   private endingSinceMs: number | undefined;
 
   constructor(private readonly service: Service) {
-    this.server = serverFor(service.app);
-    this.admin = serverFor(service.adminApp);
+    this.server = new HttpServer(service.app);
+    this.admin = new HttpServer(service.adminApp);
   }
 
   async begin() {
@@ -52,8 +51,8 @@ class Life {
     for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => this.end(signal));
     for (const event of ['uncaughtException', 'unhandledRejection'] as const)
       process.on(event, (err: unknown) => this.crash(event, err));
-    const adminPort = await listen(this.admin, settings.host, settings.adminPort);
-    const port = await listen(this.server, settings.host, settings.port);
+    const adminPort = await this.admin.listen(settings.host, settings.adminPort);
+    const port = await this.server.listen(settings.host, settings.port);
     readiness.isReady = this.endingSinceMs === undefined;
     log.info({ host: settings.host, port, adminPort }, 'listening');
   }
@@ -81,9 +80,9 @@ class Life {
     const late = () => this.exit(1, { inFlight: traffic.size }, 'stopped by SHUTDOWN_TIMEOUT_MS');
     setTimeout(late, settings.shutdownTimeoutMs);
     traffic.end();
-    await finish(this.server);
+    await this.server.finish();
     for (const used of this.service.closes) await used?.close();
-    await finish(this.admin);
+    await this.admin.finish();
     this.exit(code, {}, 'stopped');
   }
 

@@ -1,28 +1,108 @@
 import { once } from 'node:events';
 import { connect } from 'node:net';
-import { listen, serverFor, TIMEOUTS } from './server';
+import { HttpServer, TIMEOUTS } from './server';
 
 test.each([
   ['says nothing', ''],
   ['sends half a header', 'GET / HTTP/1.1\r\nhost: a\r\nx-slow'],
   ['sends half a body', 'POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nhalf'],
 ])('a client that %s is cut off', async (_what, bytes) => {
-  const server = serverFor((req) => void req.resume(), {
+  const server = new HttpServer((req) => void req.resume(), {
     ...TIMEOUTS,
     headersTimeout: 200,
     requestTimeout: 300,
     connectionsCheckingInterval: 50,
   });
-  const port = await listen(server, '127.0.0.1', 0);
+  const port = await server.listen('127.0.0.1', 0);
   const startedMs = performance.now();
   const client = connect(port, '127.0.0.1', () => client.write(bytes));
   client.resume();
   await once(client, 'close');
   expect(performance.now() - startedMs).toBeLessThan(1000);
-  server.close();
+  await server.finish();
 });
 
 test('the time-outs are checked often enough to hold, and idle connections outlast those of the client', () => {
   expect(TIMEOUTS.connectionsCheckingInterval).toBeLessThanOrEqual(TIMEOUTS.headersTimeout / 5);
   expect(TIMEOUTS.keepAliveTimeout).toBeGreaterThan(60_000);
+});
+
+test('a client that takes nothing of its answer is cut off, one that waits for it is not', async () => {
+  const server = new HttpServer(
+    (req, res) => {
+      if (req.url === '/slow') setTimeout(() => res.end('slow'), 600);
+      else res.end(Buffer.alloc(64 * 1024 * 1024));
+    },
+    { ...TIMEOUTS, unreadTimeout: 200 },
+  );
+  const port = await server.listen('127.0.0.1', 0);
+  const reader = connect(port, '127.0.0.1', () => reader.write('GET /slow HTTP/1.1\r\nhost: a\r\n\r\n'));
+  const [answer] = await once(reader, 'data');
+  expect(String(answer)).toMatch(/^HTTP\/1\.1 200 /);
+  const client = connect(port, '127.0.0.1', () => client.write('GET / HTTP/1.1\r\nhost: a\r\n\r\n'));
+  client.pause();
+  await new Promise((resolve) => setTimeout(resolve, 800));
+  let received = 0;
+  client
+    .on('error', () => {})
+    .on('data', (data) => (received += data.length))
+    .resume();
+  await once(client, 'close');
+  expect(received).toBeLessThan(64 * 1024 * 1024);
+  reader.destroy();
+  await server.finish();
+});
+
+describe('finishing', () => {
+  test.each([
+    ['says nothing', ''],
+    ['has sent half a header', 'GET / HTTP/1.1\r\nhost: a\r\nx-slow'],
+    ['was answered before its body was whole', 'POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nh'],
+    ['was answered', 'GET / HTTP/1.1\r\nhost: a\r\n\r\n'],
+  ])('does not wait for a connection that %s', async (_what, bytes) => {
+    const server = new HttpServer((_req, res) => void res.end('ok'));
+    const port = await server.listen('127.0.0.1', 0);
+    const client = connect(port, '127.0.0.1', () => client.write(bytes));
+    client.resume();
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    const startedMs = performance.now();
+    await server.finish();
+    expect(performance.now() - startedMs).toBeLessThan(200);
+  });
+
+  test('waits for answers that are still being sent, pipelined ones too', async () => {
+    const size = 16 * 1024 * 1024;
+    const server = new HttpServer(
+      (_req, res) => void res.setHeader('content-length', size).end(Buffer.alloc(size)),
+    );
+    const port = await server.listen('127.0.0.1', 0);
+    const client = connect(port, '127.0.0.1', () =>
+      client.write('GET / HTTP/1.1\r\nhost: a\r\n\r\n'.repeat(3)),
+    );
+    client.pause();
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    const finished = server.finish();
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    let received = 0;
+    client.on('data', (data) => (received += data.length)).resume();
+    await Promise.all([finished, once(client, 'close')]);
+    expect(received).toBeGreaterThan(3 * size);
+  });
+});
+
+test.each([
+  ['http://[/hello?x=1', '/hello?x=1'],
+  ['HTTP://a.invalid', '/'],
+  ['http://a?x', '/?x'],
+  ['*', '/*'],
+])('the target %s is routed as %s', async (target, url) => {
+  const server = new HttpServer((req, res) => void res.setHeader('connection', 'close').end(req.url));
+  const port = await server.listen('127.0.0.1', 0);
+  const client = connect(port, '127.0.0.1', () =>
+    client.write(`OPTIONS ${target} HTTP/1.1\r\nhost: a\r\n\r\n`),
+  );
+  let answer = '';
+  for await (const data of client) answer += data;
+  expect(answer.endsWith(`\r\n\r\n${url}`)).toBe(true);
+  await server.finish();
 });

@@ -52,6 +52,8 @@ export function httpOrigin() {
   );
 }
 
+const SAMPLERS = ['always_on', 'always_off', 'traceidratio'].flatMap((name) => [name, `parentbased_${name}`]);
+
 const shared = {
   HOST: text((value) => /^[\w.:-]+$/.test(value), 'an IP address or a host name').default('0.0.0.0'),
   PORT: port().default(8080),
@@ -64,7 +66,23 @@ const shared = {
   LOG_FORMAT: z.enum(['json', 'pretty'], { error: '"json" or "pretty"' }).default('json'),
   DRAIN_MS: milliseconds(0).default(0),
   SHUTDOWN_TIMEOUT_MS: milliseconds().default(10_000),
+  // Used where the SDK or the tracing reads them; here they are checked.
+  OTEL_EXPORTER_OTLP_ENDPOINT: collector().optional(),
+  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: collector().optional(),
+  OTEL_TRACES_SAMPLER: z.enum(SAMPLERS, { error: `one of ${SAMPLERS.join(', ')}` }).optional(),
+  OTEL_TRACES_SAMPLER_ARG: text(
+    (value) => /^(0|1|0?\.\d+|1\.0+)$/.test(value),
+    'a ratio from 0 to 1',
+  ).optional(),
+  OTEL_BSP_SCHEDULE_DELAY: milliseconds().optional(),
+  OTEL_BSP_EXPORT_TIMEOUT: milliseconds().optional(),
+  OTEL_BSP_MAX_QUEUE_SIZE: wholeNumber(1, 1_000_000).optional(),
+  OTEL_BSP_MAX_EXPORT_BATCH_SIZE: wholeNumber(1, 1_000_000).optional(),
 };
+
+function collector() {
+  return url(['http:', 'https:'], 'a URL such as http://localhost:4318');
+}
 
 /**
  * Reads from `env` what every service needs to run (`running`), and the variables of `own` as they are named there.
@@ -96,7 +114,7 @@ function running(read: z.infer<z.ZodObject<typeof shared>>) {
 
 // URLs may hold a password, so what stands in them is never repeated.
 function fault(name: string, expected: string, given: Env) {
-  const got = /URL|PROXY/.test(name) ? '' : `, got ${JSON.stringify(given[name])}`;
+  const got = /URL|PROXY|ENDPOINT/.test(name) ? '' : `, got ${JSON.stringify(given[name])}`;
   return `${name}: expected ${expected}${got}`;
 }
 

@@ -69,6 +69,12 @@ test.each([
   ['MAX_IN_FLIGHT', '0', 'a whole number from 1'],
   ['COLLAPSE', 'true', '"on" or "off"'],
   ['EXTERNAL_URL', 'nowhere', 'a URL such as'],
+  ['EXTERNAL_URL', 'https://user:secret@example.org/', 'a URL such as'],
+  ['OTEL_EXPORTER_OTLP_ENDPOINT', 'localhost:4318', 'a URL such as http://localhost:4318'],
+  ['OTEL_TRACES_SAMPLER', 'sometimes', 'one of always_on'],
+  ['OTEL_TRACES_SAMPLER_ARG', '1.5', 'a ratio from 0 to 1'],
+  ['OTEL_BSP_MAX_EXPORT_BATCH_SIZE', '0', 'a whole number from 1'],
+  ['OTEL_BSP_SCHEDULE_DELAY', 'abc', 'a whole number from 1'],
   ['HTTPS_PROXY', 'socks://a', 'a URL such as http://proxy:3128'],
 ])('%s=%s is refused, naming what was expected', (name, value, expected) => {
   const named = name === 'PORT' && value === '9090' ? 'ADMIN_PORT' : name;

@@ -108,6 +108,31 @@ test('a second signal makes it exit 1 at once', async () => {
   expect(performance.now() - startedMs).toBeLessThan(300);
 });
 
+test('a fault is not taken while it stops', async () => {
+  const api2 = await started('api2', { FAULTS: 'on', DRAIN_MS: '500' });
+  const stopped = api2.stop();
+  await sleep(100);
+  const { statusCode, body } = await request(`${api2.adminUrl}/fault`, {
+    method: 'PUT',
+    headers: { 'content-type': 'application/json' },
+    body: '{"kind":"hang"}',
+  });
+  expect(statusCode).toBe(503);
+  expect(await body.json()).toMatchObject({ code: 'stopping' });
+  expect((await get(`${api2.url}/respond`)).status).toBe(200);
+  expect(await stopped).toBe(0);
+});
+
+test('a connection that says nothing does not hold the stop up', async () => {
+  const api2 = await started('api2');
+  const silent = [api2.port, api2.adminPort].map((port) => connect(port, '127.0.0.1').resume());
+  await sleep(50);
+  const startedMs = performance.now();
+  expect(await api2.stop()).toBe(0);
+  expect(performance.now() - startedMs).toBeLessThan(1000);
+  for (const client of silent) client.destroy();
+});
+
 test('wrong settings are all named in one message, without a stack, and it exits 1', async () => {
   const { code, output } = await runToEnd('api', { PORT: 'http', API2_URL: 'api2', MAX_IN_FLIGHT: '-1' });
   expect(code).toBe(1);

@@ -36,6 +36,11 @@ export class Address {
     return openIn(this.connections) + openIn(this.newConnections);
   }
 
+  /** Whether a request would have to wait for one of its connections. */
+  get isBusy() {
+    return this.inFlight >= this.share;
+  }
+
   isDueForTrial(nowMs: number) {
     return this.isSetAside && nowMs >= this.trialAtMs;
   }

@@ -123,7 +123,7 @@ async function lookUpAll(hostname: string) {
 }
 
 function precedes(candidate: Address, best: Address, avoid: Address | undefined) {
-  const rank = Number(candidate === avoid) * 2 + Number(candidate.isSetAside);
-  const bestRank = Number(best === avoid) * 2 + Number(best.isSetAside);
+  const rank = Number(candidate.isSetAside) * 2 + Number(candidate === avoid);
+  const bestRank = Number(best.isSetAside) * 2 + Number(best === avoid);
   return rank === bestRank ? candidate.inFlight < best.inFlight : rank < bestRank;
 }

@@ -39,7 +39,7 @@ export interface NextHopOptions {
 
 /** The request that an exchange is made for, as far as the exchange needs it. */
 export interface Caller {
-  once(event: 'close', listener: () => void): unknown;
+  prependOnceListener(event: 'close', listener: () => void): unknown;
   readonly locals: { record: HopRecord };
 }
 
@@ -92,6 +92,7 @@ export class NextHop implements MeasuredHop {
         open: (address, connections) => options.dispatcher ?? this.openPool(address, connections),
       }),
       budget: new RetryBudget(),
+      isConnectionFailing: false,
       breaker: new CircuitBreaker((circuit) => log.warn({ nextHop: name, circuit }, 'circuit changed')),
       onRepeat: (kind) => {
         metrics?.requestRepeated(name, kind);
@@ -152,7 +153,8 @@ export class NextHop implements MeasuredHop {
         if (answer === undefined) reject(failure);
         else resolve(answer);
       });
-      caller.once('close', () => exchange.abandon());
+      // Before the caller's own line is written, which tells of this exchange too.
+      caller.prependOnceListener('close', () => exchange.abandon());
       body?.on('data', () => exchange.callerSent());
       exchange.start();
     });
@@ -187,6 +189,13 @@ export class NextHop implements MeasuredHop {
     if (answer || told) this.metrics?.exchangeEnded(this.name, answer?.status, told?.type ?? '', durationMs);
   }
 
+  private connectionFails() {
+    this.hop.isConnectionFailing = true;
+    queueMicrotask(() => {
+      this.hop.isConnectionFailing = false;
+    });
+  }
+
   private openPool(address: LookupAddress, connections: number) {
     return new Pool(this.origin, {
       connections,
@@ -196,7 +205,7 @@ export class NextHop implements MeasuredHop {
       // The exchange has one deadline over everything.
       headersTimeout: 0,
       bodyTimeout: 0,
-      connect: connectTo(address, this.hop.timeoutMs / 4),
+      connect: connectTo(address, this.hop.timeoutMs / 4, () => this.connectionFails()),
     });
   }
 }
@@ -215,7 +224,11 @@ const NO_HEADERS: string[] = [];
 const notLookedUp: Lookup = async (hostname) => [{ address: hostname, family: 0 }];
 
 // undici's own connect time-out is only precise to a second.
-function connectTo({ address, family }: LookupAddress, timeoutMs: number): buildConnector.connector {
+function connectTo(
+  { address, family }: LookupAddress,
+  timeoutMs: number,
+  onError: () => void,
+): buildConnector.connector {
   const lookup: LookupFunction = (_hostname, options, callback) =>
     options.all ? callback(null, [{ address, family }]) : callback(null, address, family);
   const connect = buildConnector({ timeout: 0, allowH2: false, lookup });
@@ -224,6 +237,7 @@ function connectTo({ address, family }: LookupAddress, timeoutMs: number): build
       clearTimeout(timer);
       callback(...result);
     }) as unknown as Socket;
+    socket.once('error', onError);
     const timer = setTimeout(() => socket.destroy(new errors.ConnectTimeoutError()), timeoutMs);
   };
 }

@@ -21,6 +21,8 @@ export interface Hop {
   readonly addresses: Addresses;
   readonly budget: RetryBudget;
   readonly breaker: CircuitBreaker;
+  /** While the error of a connection is being told: what ends just then, ends because of it. */
+  isConnectionFailing: boolean;
   readonly onRepeat: (kind: 'retry' | 'hedge') => void;
 }
 
@@ -40,6 +42,7 @@ export interface Sink {
 
 const MOST_RETRIES = 2;
 const RETRY_JITTER_MS = 25;
+const MOST_CHUNKS = 1000;
 const MOST_DISCARDED_BYTES = 64 * 1024;
 
 /**
@@ -104,14 +107,18 @@ export class Exchange {
     if (late === undefined || late.waitsForConnection || this.begun) return;
     const nowMs = performance.now();
     late.address.doubt(nowMs);
-    if (!this.hop.budget.withdraw(nowMs)) return;
+    const other = this.hop.addresses.choose(late.address);
+    // Nor would it help to wait for a connection of our own.
+    if (other === undefined || other.isBusy || !this.hop.budget.withdraw(nowMs)) return;
     this.hop.onRepeat('hedge');
     this.attempt(late.address);
   }
 
   expire() {
     if (this.waitsForCaller) return this.callerSent();
-    const type = this.live.at(-1)?.expiredAs() ?? this.lastType;
+    // What was sent and not answered tells more than what still waits for a connection of our own.
+    const late = this.live.find((attempt) => !attempt.waitsForConnection) ?? this.live[0];
+    const type = late?.expiredAs() ?? this.lastType;
     this.fail(type, this.lastCause);
   }
 
@@ -268,7 +275,9 @@ class Attempt implements Dispatcher.DispatchHandler {
   private readonly span: ClientSpan | undefined;
   private status = 0;
   private headers: IncomingHttpHeaders = {};
-  private chunks: Buffer[] = [];
+  private readonly chunks: Buffer[] = [];
+  /** How many of the first chunks were put together of many. */
+  private joined = 0;
   private bytes = 0;
   private over = false;
   private cancelled = false;
@@ -283,7 +292,7 @@ class Attempt implements Dispatcher.DispatchHandler {
   ) {
     const { hop, request, span } = exchange;
     this.span = span?.beginClient(hop.name, request.origin, request.method, request.path, number);
-    this.foundAllBusy = address.inFlight >= address.share;
+    this.foundAllBusy = address.isBusy;
   }
 
   send() {
@@ -346,11 +355,15 @@ class Attempt implements Dispatcher.DispatchHandler {
       if (this.bytes > MOST_DISCARDED_BYTES) this.stopDiscarding();
       return;
     }
-    if (this.bytes > this.exchange.hop.maxBodyBytes) this.refuse('http_response_body_size');
-    else this.chunks.push(chunk);
+    if (this.bytes > this.exchange.hop.maxBodyBytes) return this.refuse('http_response_body_size');
+    this.chunks.push(chunk);
+    // A body of many tiny chunks would take hundreds of times its size.
+    if (this.chunks.length - this.joined > MOST_CHUNKS)
+      this.chunks.push(Buffer.concat(this.chunks.splice(this.joined++)));
   }
 
   onResponseEnd() {
+    if (this.wasCutOff()) return this.refuse('http_response_incomplete');
     const answered = (this.exchange.sink !== undefined || isSuccess(this.status)) && !this.cancelled;
     this.release();
     if (answered) this.exchange.answered(this);
@@ -360,6 +373,12 @@ class Attempt implements Dispatcher.DispatchHandler {
     const type = failureType(error, this.status !== 0);
     this.release(type);
     if (!this.cancelled) this.exchange.failed(this, type, error);
+  }
+
+  // To undici a reset is as good an end as any of a body without a length.
+  private wasCutOff() {
+    const { 'content-length': length, 'transfer-encoding': coding } = this.headers;
+    return this.exchange.hop.isConnectionFailing && length === undefined && coding === undefined;
   }
 
   private passOn(sink: Sink) {

@@ -63,6 +63,8 @@ const BY_CODE: Readonly<Record<string, FailureType>> = {
   UND_ERR_HEADERS_OVERFLOW: 'http_response_header_section_size',
   HPE_HEADER_OVERFLOW: 'http_response_header_section_size',
   EPROTO: 'http_protocol_error',
+  // undici asserts what a parser let through, such as the status 000.
+  ERR_ASSERTION: 'http_protocol_error',
   DEPTH_ZERO_SELF_SIGNED_CERT: 'tls_certificate_error',
   SELF_SIGNED_CERT_IN_CHAIN: 'tls_certificate_error',
   HOSTNAME_MISMATCH: 'tls_certificate_error',
@@ -83,7 +85,11 @@ const BY_CODE_PREFIX: readonly (readonly [prefix: string, type: FailureType])[] 
  *   closed without a byte and a body cut short, and one for a body of the wrong length and two lengths
  */
 export function failureType(error: unknown, answered: boolean): FailureType {
-  const { code, name } = error as NodeJS.ErrnoException;
+  const { code, name, message = '' } = error as NodeJS.ErrnoException;
+  // A chunked body whose connection was to close, and did too early.
+  if (name === 'HTTPParserError' && answered && message.includes('EOF')) return 'http_response_incomplete';
+  // A 101 or 100 that nobody asked for; undici has no code of its own for them.
+  if (code === 'UND_ERR_SOCKET' && /^bad (upgrade|response)$/.test(message)) return 'http_protocol_error';
   const type = byCode(code) ?? (name === 'HTTPParserError' ? 'http_protocol_error' : 'proxy_internal_error');
   if (type === 'connection_terminated' && answered) return 'http_response_incomplete';
   if (type === 'http_response_incomplete' && !answered) return 'http_protocol_error';

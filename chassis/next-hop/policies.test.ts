@@ -1,6 +1,34 @@
+import { MockAgent } from 'undici';
+import { Addresses } from './addresses';
 import { CircuitBreaker, type CircuitState } from './circuit-breaker';
 import { failureType } from './failure';
 import { RetryBudget } from './retry-budget';
+
+describe('the choice among addresses', () => {
+  async function addresses(...ips: string[]) {
+    const dispatcher = new MockAgent();
+    const lookup = async () => ips.map((address) => ({ address, family: 4 }));
+    const all = new Addresses({ hostname: 'hop', connections: 8, open: () => dispatcher, lookup });
+    await all.lookup();
+    return all;
+  }
+
+  test('one that is to be avoided is still better than one that is set aside', async () => {
+    const all = await addresses('127.0.0.1', '127.0.0.2');
+    const [good, bad] = [all.choose(), all.choose()];
+    bad?.setAside(0);
+    for (let i = 0; i < 4; i++) expect(all.choose(good)).toBe(good);
+    await all.close();
+  });
+
+  test('those without a request are taken in turn', async () => {
+    const all = await addresses('127.0.0.1', '127.0.0.2', '127.0.0.3');
+    const chosen = Array.from({ length: 6 }, () => all.choose()?.ip);
+    expect(new Set(chosen.slice(0, 3)).size).toBe(3);
+    expect(chosen.slice(3)).toEqual(chosen.slice(0, 3));
+    await all.close();
+  });
+});
 
 describe('the retry budget', () => {
   test('is ten without any exchange', () => {

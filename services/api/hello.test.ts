@@ -103,6 +103,21 @@ describe('GET /hello when api2 answers', () => {
     await until(() => closed);
   });
 
+  test('a body without a length is read to the end of its connection', async () => {
+    const hop = await rawHop((socket) => void socket.end('HTTP/1.0 200 OK\r\n\r\nHello'));
+    await request(over(hop).app).get('/hello').expect(200, 'Hello');
+  });
+
+  test('a body in ten thousand chunks is put together in order', async () => {
+    const parts = Array.from({ length: 10_000 }, (_, i) => String(i % 10));
+    const hop = await rawHop((socket) => {
+      socket.write('HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n');
+      socket.write(`${parts.map((part) => `1\r\n${part}\r\n`).join('')}0\r\n\r\n`);
+    });
+    const { app } = over(hop, { timeoutMs: 5000 });
+    expect((await request(app).get('/hello').expect(200)).text).toBe(parts.join(''));
+  });
+
   test('informational answers before the real one are passed over', async () => {
     const hop = await answering(
       '103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2',
@@ -163,6 +178,34 @@ describe('GET /hello when api2 gives no usable answer', () => {
       'http_response_incomplete',
       bytes('HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n'),
     ],
+    [
+      'cuts a chunked body of a connection that is to close',
+      'http_response_incomplete',
+      bytes('HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n'),
+    ],
+    [
+      'resets in a body without a length',
+      'http_response_incomplete',
+      (socket) => {
+        socket.write('HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhalf');
+        setTimeout(() => socket.resetAndDestroy(), 30);
+      },
+    ],
+    [
+      'switches protocols',
+      'http_protocol_error',
+      bytes('HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n'),
+    ],
+    [
+      'answers 100 twice',
+      'http_protocol_error',
+      bytes('HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n'),
+    ],
+    [
+      'answers with the status 000',
+      'http_protocol_error',
+      kept('HTTP/1.1 000 Nothing\r\ncontent-length: 0\r\n\r\n'),
+    ],
     ['hangs', 'http_response_timeout', hang],
     ['drips past the deadline', 'http_response_timeout', drip],
     ['sends an endless body', 'http_response_body_size', endless],
@@ -200,6 +243,16 @@ describe('GET /hello when api2 gives no usable answer', () => {
     expect(res.headers['proxy-status']).toBe(`api; error=${type}; next-hop=api2`);
     expect(completed()).toMatchObject([{ status: 500, error: type, level: 50 }]);
     expect(completed()[0]?.err).toMatchObject({ message: expect.any(String), stack: expect.any(String) });
+  });
+
+  test('because it hangs, with one connection: still http_response_timeout, and the circuit opens', async () => {
+    const { app, lines } = over(await rawHop(hang), { connections: 1, timeoutMs: 40 });
+    for (let i = 0; i < 16; i++) {
+      const res = await request(app).get('/hello').expect(500);
+      expect(res.headers['proxy-status']).toBe('api; error=http_response_timeout; next-hop=api2');
+    }
+    expect(lines).toContainEqual(expect.objectContaining({ msg: 'circuit changed', circuit: 'open' }));
+    expect(lines).not.toContainEqual(expect.objectContaining({ msg: 'request repeated' }));
   });
 
   test('because nobody listens: connection_refused', async () => {
@@ -361,7 +414,9 @@ describe('what api is asked', () => {
     await until(() => hop.requests() === 1);
     client.destroy();
     await until(() => closed);
-    expect(completed()).toMatchObject([{ status: 499, route: '/hello' }]);
+    expect(completed()).toMatchObject([
+      { status: 499, route: '/hello', nextHop: 'api2', nextHopMs: expect.any(Number) },
+    ]);
   });
 });
 

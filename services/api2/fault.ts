@@ -2,7 +2,7 @@ import { type RequestHandler, type Response, Router } from 'express';
 import { z } from 'zod';
 import { jsonBody, validBody } from '../../chassis/json-body';
 import type { Logger } from '../../chassis/logger';
-import { methodNotAllowed } from '../../chassis/problem';
+import { methodNotAllowed, Problem } from '../../chassis/problem';
 
 const DELAY_MS = { delay: 1000, drip: 100 } as const;
 
@@ -29,13 +29,16 @@ type FaultRequest = z.output<typeof faultSchema>;
 /** A fault on purpose: whatever it holds up goes on when it ends. */
 export class Fault {
   private request: FaultRequest | undefined;
+  private isClosed = false;
   private endsAtMs = 0;
   private timer: NodeJS.Timeout | undefined;
   private readonly heldUp = new Set<() => void>();
 
   constructor(private readonly log: Logger) {}
 
+  /** @throws {Problem} 503 while the service stops */
   begin(request: FaultRequest) {
+    if (this.isClosed) throw new Problem(503, 'stopping', { detail: 'The service is stopping.' });
     this.end();
     this.request = request;
     this.endsAtMs = performance.now() + request.seconds * 1000;
@@ -48,6 +51,12 @@ export class Fault {
     if (this.request !== undefined) this.log.warn('fault ended');
     this.request = undefined;
     for (const goOn of [...this.heldUp]) goOn();
+  }
+
+  /** Ends the fault, and takes no other. */
+  close() {
+    this.isClosed = true;
+    this.end();
   }
 
   /** The fault with the seconds that are left, or `{}`. */

@@ -20,6 +20,6 @@ void run(() => {
   const store = new SqliteBookStore(settings.databaseFile);
   const app = createApp({ traffic, fault, greeting: settings.greeting, store });
   const adminApp = createAdminApp(readiness, metrics, fault && faultRoutes(fault));
-  const stopping = () => fault?.end();
+  const stopping = () => fault?.close();
   return { settings, log, app, adminApp, traffic, readiness, stopping, closes: [store, tracing] };
 });
