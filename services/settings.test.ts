@@ -11,9 +11,8 @@ test('an empty environment gives the defaults', () => {
     logFormat: 'json',
     drainMs: 0,
     shutdownTimeoutMs: 10_000,
-    api2: { origin: 'http://api2:8080', timeoutMs: 2000, connections: 64 },
+    api2: { origin: 'http://api2:8080', timeoutMs: 2000, connections: 64, collapse: false },
     maxInFlight: 1024,
-    collapse: false,
     external: {
       origin: 'https://static-assets.codecademy.com',
       path: '/Courses/Learn-Node/http/data.json',
@@ -45,7 +44,7 @@ test.each<[string, Env, object]>([
     { api2: { origin: 'http://api2.default' } },
   ],
   ['port 0 is any free one, for both', { PORT: '0', ADMIN_PORT: '0' }, { port: 0, adminPort: 0 }],
-  ['on is true', { COLLAPSE: 'on' }, { collapse: true }],
+  ['on is true', { COLLAPSE: 'on' }, { api2: { collapse: true } }],
 ])('%s', (_what, env, settings) => {
   expect(readApi(env)).toMatchObject(settings);
 });

@@ -12,6 +12,7 @@ import { CircuitBreaker } from './circuit-breaker';
 import { Exchange, type Hop, type HopRequest, type Sink } from './exchange';
 import { type CallerLeft, HopFailure } from './failure';
 import { RetryBudget } from './retry-budget';
+import { type Awaited, type Settle, SharedExchanges } from './shared-exchanges';
 
 // Both services keep idle connections longer as servers than this, so that it is the client that closes them.
 const IDLE_CONNECTION_MS = 30_000;
@@ -27,6 +28,8 @@ export interface NextHopOptions {
   /** The most connections, all addresses together. */
   connections: number;
   maxBodyBytes?: number;
+  /** Whether callers of `get` that ask for the same path at the same time share one exchange. */
+  collapse?: boolean;
   /** Whether request id and trace context go along; they are not for the hosts of others. */
   passesOn?: boolean;
   lookup?: Lookup;
@@ -74,6 +77,7 @@ export class NextHop implements MeasuredHop {
   private readonly hop: Hop;
   private readonly origin: URL;
   private readonly metrics: Metrics | undefined;
+  private readonly shared: SharedExchanges | undefined;
 
   constructor(options: NextHopOptions) {
     const { name, timeoutMs, log, metrics } = options;
@@ -99,6 +103,7 @@ export class NextHop implements MeasuredHop {
         log.debug({ nextHop: name, kind }, 'request repeated');
       },
     };
+    if (options.collapse) this.shared = new SharedExchanges();
     metrics?.watch(this);
   }
 
@@ -120,8 +125,12 @@ export class NextHop implements MeasuredHop {
    * @throws {HopFailure} when there is no usable answer, {CallerLeft} when the caller closed first
    */
   get(path: string, caller: Caller, headers: string[] = NO_HEADERS): Promise<Answer> {
-    const passedOn = this.headersFor(caller, headers);
-    return this.exchange({ origin: this.origin, path, method: 'GET', headers: passedOn, body: null }, caller);
+    const { record } = caller.locals;
+    const passedOn = this.headersFor(record, headers);
+    const request: HopRequest = { origin: this.origin, path, method: 'GET', headers: passedOn, body: null };
+    const begin = (settle: Settle) => new Exchange(this.hop, request, record.span, undefined, settle).start();
+    const { shared } = this;
+    return this.waitFor(caller, (settle) => (shared ? shared.join(path, settle, begin) : begin(settle)));
   }
 
   /**
@@ -130,10 +139,16 @@ export class NextHop implements MeasuredHop {
    * @throws {HopFailure} when there is no usable answer, or it broke off, {CallerLeft} when the caller closed first
    */
   forward({ method, path, headers, body }: ForwardedRequest, caller: Caller, sink: Sink): Promise<Answer> {
-    const passedOn = this.headersFor(caller, headers);
+    const { record } = caller.locals;
     const upload = body ? new PassThrough() : null;
-    const request = { origin: this.origin, path, method, headers: passedOn, body: upload };
-    const answer = this.exchange(request, caller, sink, body);
+    const passedOn = this.headersFor(record, headers);
+    const request: HopRequest = { origin: this.origin, path, method, headers: passedOn, body: upload };
+    const timed = this.timed(sink, record, performance.now());
+    const answer = this.waitFor(caller, (settle) => {
+      const exchange = new Exchange(this.hop, request, record.span, timed, settle);
+      body?.on('data', () => exchange.callerSent());
+      return exchange.start();
+    });
     if (body && upload) pass(body, upload, answer);
     return answer;
   }
@@ -143,20 +158,16 @@ export class NextHop implements MeasuredHop {
     await this.hop.addresses.close();
   }
 
-  private exchange(request: HopRequest, caller: Caller, sink?: Sink, body?: Readable): Promise<Answer> {
+  private waitFor(caller: Caller, begin: (settle: Settle) => Awaited): Promise<Answer> {
     return new Promise((resolve, reject) => {
-      const { record } = caller.locals;
       const startedMs = performance.now();
-      const timed = sink && this.timed(sink, record, startedMs);
-      const exchange = new Exchange(this.hop, request, record.span, timed, (failure, answer) => {
-        this.ended(record, performance.now() - startedMs, answer, failure);
+      const awaited = begin((failure, answer) => {
+        this.ended(caller.locals.record, performance.now() - startedMs, answer, failure);
         if (answer === undefined) reject(failure);
         else resolve(answer);
       });
       // Before the caller's own line is written, which tells of this exchange too.
-      caller.prependOnceListener('close', () => exchange.abandon());
-      body?.on('data', () => exchange.callerSent());
-      exchange.start();
+      caller.prependOnceListener('close', () => awaited.abandon());
     });
   }
 
@@ -172,7 +183,7 @@ export class NextHop implements MeasuredHop {
     };
   }
 
-  private headersFor({ locals: { record } }: Caller, own: string[]) {
+  private headersFor(record: HopRecord, own: string[]) {
     if (!this.hop.passesOn) return own;
     return own.length === 0 ? record.passedOn : [...record.passedOn, ...own];
   }

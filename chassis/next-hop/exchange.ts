@@ -8,6 +8,7 @@ import { Answer } from './answer';
 import type { Admission, CircuitBreaker } from './circuit-breaker';
 import { CallerLeft, type FailureType, failureType, HopFailure, RETRYABLE } from './failure';
 import type { RetryBudget } from './retry-budget';
+import type { Awaited, Settle } from './shared-exchanges';
 import { Trial } from './trial';
 
 /** What the exchanges with one next hop have in common. */
@@ -49,7 +50,7 @@ const MOST_DISCARDED_BYTES = 64 * 1024;
  * One exchange with a next hop within one deadline: a request, sent again where that is safe.
  * `settle` is called once, with an answer that came in whole or with why there is none.
  */
-export class Exchange {
+export class Exchange implements Awaited {
   private live: Attempt[] = [];
   private retries = 0;
   private attempts = 0;
@@ -68,23 +69,27 @@ export class Exchange {
     readonly span: ServerSpan | undefined,
     /** Takes the answer while it comes in; without it, that of a success is kept, of others only the status. */
     readonly sink: Sink | undefined,
-    private readonly settle: (failure: HopFailure | CallerLeft | undefined, answer?: Answer) => void,
+    private readonly settle: Settle,
   ) {
     const { method, body } = request;
     this.isRepeatable = (method === 'GET' || method === 'HEAD') && body === null;
   }
 
-  start() {
+  start(): this {
     const nowMs = performance.now();
     this.hop.budget.deposit(nowMs);
     this.admission = this.hop.breaker.admit(nowMs);
-    if (this.admission === 'refused') return this.fail('destination_unavailable');
+    if (this.admission === 'refused') {
+      this.fail('destination_unavailable');
+      return this;
+    }
     const { timeoutMs } = this.hop;
     this.timer = this.isRepeatable
       ? setTimeout(quarterPassed, timeoutMs / 4, this)
       : setTimeout(deadlinePassed, timeoutMs, this);
     this.attempt();
     if (this.isRepeatable) this.tryOutAddress(nowMs);
+    return this;
   }
 
   /** The caller sent more of the request's body: the deadline counts from the last of it. */

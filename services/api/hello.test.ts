@@ -420,6 +420,90 @@ describe('what api is asked', () => {
   });
 });
 
+describe('with COLLAPSE on', () => {
+  async function collapsing(hop: StubHop, timeoutMs = 2000) {
+    const api = over(hop, { collapse: true, timeoutMs });
+    const server = createServer(api.app).listen(0);
+    await once(server, 'listening');
+    cleanups.push(async () => server.close());
+    return { ...api, server, port: (server.address() as AddressInfo).port };
+  }
+
+  test('callers at the same time share one exchange, each with its own request id and line', async () => {
+    let asked: unknown;
+    const hop = await httpHop((req, res) => {
+      asked = req.headers['x-request-id'];
+      setTimeout(() => res.end('shared'), 100);
+    });
+    const { server, completed } = await collapsing(hop);
+    const ids = Array.from({ length: 20 }, (_, i) => `caller-${i}`);
+    const answers = await Promise.all(ids.map((id) => request(server).get('/hello').set('x-request-id', id)));
+    expect(answers.map(({ text, headers }) => `${text} ${headers['x-request-id']}`)).toEqual(
+      ids.map((id) => `shared ${id}`),
+    );
+    expect(hop.requests()).toBe(1);
+    expect(ids).toContain(asked);
+    expect(
+      completed()
+        .map(({ requestId }) => requestId)
+        .sort(),
+    ).toEqual([...ids].sort());
+    for (const line of completed())
+      expect(line).toMatchObject({ nextHopStatus: 200, nextHopMs: expect.any(Number) });
+    await request(server).get('/hello').expect(200);
+    expect(hop.requests()).toBe(2);
+  });
+
+  test("a failure is everybody's", async () => {
+    const hop = await rawHop(() => {});
+    const { server, completed } = await collapsing(hop, 200);
+    const answers = await Promise.all([1, 2, 3].map(() => request(server).get('/hello')));
+    for (const { status, text } of answers)
+      expect([status, text]).toEqual([500, 'Internal error contacting api2']);
+    expect(completed()).toHaveLength(3);
+    for (const line of completed()) expect(line).toMatchObject({ error: 'http_response_timeout' });
+    // The first and its hedge.
+    expect(hop.requests()).toBe(2);
+  });
+
+  test('one that leaves does not cancel it for the others, the last one does', async () => {
+    let closed = 0;
+    let answer = () => {};
+    const hop = await httpHop((_req, res) => {
+      res.on('close', () => closed++);
+      answer = () => res.end('ok');
+    });
+    const { server, port, completed } = await collapsing(hop, 8000);
+    const leave = () => {
+      const client = connect(port);
+      client.write('GET /hello HTTP/1.1\r\nhost: a\r\n\r\n');
+      return client;
+    };
+    const first = leave();
+    await until(() => hop.requests() === 1);
+    const second = request(server)
+      .get('/hello')
+      .then(({ text }) => text);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    first.destroy();
+    await until(() => completed().length === 1);
+    expect(completed()).toMatchObject([{ status: 499 }]);
+    expect(closed).toBe(0);
+    answer();
+    expect(await second).toBe('ok');
+    const clients = [leave(), leave()];
+    await until(() => hop.requests() === 2);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    closed = 0;
+    clients[0]?.destroy();
+    await until(() => completed().length === 3);
+    expect(closed).toBe(0);
+    clients[1]?.destroy();
+    await until(() => closed === 1);
+    expect(hop.requests()).toBe(2);
+  });
+});
+
 async function timed<T>(work: PromiseLike<T>) {
   const startedMs = performance.now();
   return { res: await work, ms: performance.now() - startedMs };

@@ -35,9 +35,9 @@ export function readSettings(env: Env) {
       origin: own.API2_URL,
       timeoutMs: own.API2_TIMEOUT_MS,
       connections: own.API2_CONNECTIONS,
+      collapse: own.COLLAPSE,
     },
     maxInFlight: own.MAX_IN_FLIGHT,
-    collapse: own.COLLAPSE,
     external: {
       origin: externalUrl.origin,
       path: externalUrl.pathname + externalUrl.search,
