@@ -59,8 +59,12 @@ function pace(all) {
   return () => clearInterval(timer);
 }
 
+function begin(connected) {
+  for (const one of connected) one.ask();
+}
+
 const all = Array.from({ length: Number(connections) }, () => new Connection());
-const stop = rate === undefined ? all.forEach((one) => one.ask()) : pace(all);
+const stop = rate === undefined ? begin(all) : pace(all);
 
 setTimeout(() => {
   isOver = true;
@@ -69,5 +73,7 @@ setTimeout(() => {
   latenciesMs.sort((a, b) => a - b);
   const at = (share) => latenciesMs[Math.min(latenciesMs.length - 1, Math.floor(latenciesMs.length * share))];
   const perSecond = latenciesMs.length / Number(seconds);
-  process.stdout.write(`${JSON.stringify({ perSecond, p50: at(0.5), p99: at(0.99), failed })}\n`, () => process.exit(0));
+  process.stdout.write(`${JSON.stringify({ perSecond, p50: at(0.5), p99: at(0.99), failed })}\n`, () =>
+    process.exit(0),
+  );
 }, Number(seconds) * 1000);

@@ -1,4 +1,5 @@
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import { Counter, collectDefaultMetrics, Gauge, Registry } from 'prom-client';
+import { DurationHistogram } from './histogram';
 import type { CircuitState } from './next-hop/circuit-breaker';
 
 const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
@@ -25,32 +26,27 @@ export interface MeasuredHop {
 export class Metrics {
   readonly registry = new Registry();
   private readonly hops: MeasuredHop[] = [];
-  private readonly served = new Histogram({
-    name: 'http_server_request_duration_seconds',
-    help: 'How long requests took to answer.',
-    labelNames: ['method', 'route', 'status'],
-    buckets: SECONDS,
-    registers: [this.registry],
-  });
-  private readonly asked = new Histogram({
-    name: 'http_client_request_duration_seconds',
-    help: 'How long exchanges with a next hop took, retries included; error is a type of RFC 9209, or empty.',
-    labelNames: ['next_hop', 'status', 'error'],
-    buckets: SECONDS,
-    registers: [this.registry],
-  });
+  private readonly served = new DurationHistogram(
+    'http_server_request_duration_seconds',
+    'How long requests took to answer.',
+    ['method', 'route', 'status'],
+    SECONDS,
+  );
+  private readonly asked = new DurationHistogram(
+    'http_client_request_duration_seconds',
+    'How long exchanges with a next hop took, retries included; error is a type of RFC 9209, or empty.',
+    ['next_hop', 'status', 'error'],
+    SECONDS,
+  );
   private readonly repeats = new Counter({
     name: 'http_client_retries_total',
     help: 'Requests to a next hop beyond the first of an exchange; trials of addresses count as hedges.',
     labelNames: ['next_hop', 'kind'],
     registers: [this.registry],
   });
-  // Finding the series of a set of labels costs more than counting in it.
-  private readonly servedSeries = new Map<string, Histogram.Internal<string>>();
-  private readonly askedSeries = new Map<string, Histogram.Internal<string>>();
-
   /** @param inFlight how many requests are being answered */
   constructor(inFlight: () => number) {
+    for (const histogram of [this.served, this.asked]) this.registry.registerMetric(histogram.asMetric());
     collectDefaultMetrics({ register: this.registry });
     for (const name of MISNAMED) this.registry.removeSingleMetric(name);
     this.gauge('http_server_requests_in_flight', 'Requests being answered.', [], (gauge) =>
@@ -71,24 +67,12 @@ export class Metrics {
   }
 
   requestEnded(method: string, route: string, status: number, durationMs: number) {
-    const key = `${method} ${route} ${status}`;
-    let series = this.servedSeries.get(key);
-    if (series === undefined) {
-      series = this.served.labels(METHODS.has(method) ? method : '_OTHER', route, String(status));
-      this.servedSeries.set(key, series);
-    }
-    series.observe(durationMs / 1000);
+    this.served.observe(METHODS.has(method) ? method : '_OTHER', route, status, durationMs);
   }
 
   /** @param status undefined where there was none; `error` empty on success */
   exchangeEnded(nextHop: string, status: number | undefined, error: string, durationMs: number) {
-    const key = `${nextHop} ${status} ${error}`;
-    let series = this.askedSeries.get(key);
-    if (series === undefined) {
-      series = this.asked.labels(nextHop, status === undefined ? '' : String(status), error);
-      this.askedSeries.set(key, series);
-    }
-    series.observe(durationMs / 1000);
+    this.asked.observe(nextHop, status ?? '', error, durationMs);
   }
 
   requestRepeated(nextHop: string, kind: 'retry' | 'hedge') {

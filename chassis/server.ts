@@ -91,7 +91,7 @@ export class HttpServer {
     const connection = this.connections.get(socket);
     if (connection === undefined) return;
     connection.requests++;
-    res.once('close', () => {
+    res.on('close', () => {
       connection.requests--;
       if (connection.requests === 0 && this.isFinishing) socket.destroySoon();
     });

@@ -37,7 +37,7 @@ export class Traffic {
       res.setHeader('x-request-id', entry.requestId);
       if (traffic.ending) res.setHeader('connection', 'close');
       traffic.inFlight.add(entry);
-      res.once('close', () => traffic.ended(req, res));
+      res.on('close', () => traffic.ended(req, res));
       next();
     };
   }
@@ -63,6 +63,7 @@ export class Traffic {
 
   private ended(req: Request, res: Response) {
     const { record } = res.locals;
+    record.abandonNextHops();
     this.inFlight.delete(record);
     const status = statusOf(res);
     const route = routeOf(req);

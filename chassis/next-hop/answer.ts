@@ -2,6 +2,9 @@ import type { IncomingHttpHeaders } from 'node:http';
 
 /** A whole answer of a next hop. Of an answer other than 2xx only the status and the headers are kept. */
 export class Answer {
+  // Several callers may share an answer.
+  private decoded: string | undefined;
+
   constructor(
     readonly status: number,
     readonly headers: IncomingHttpHeaders,
@@ -19,6 +22,11 @@ export class Answer {
 
   /** The body decoded by the charset of its `content-type`; UTF-8 where that names none that is known. */
   text(): string {
+    this.decoded ??= this.decode();
+    return this.decoded;
+  }
+
+  private decode() {
     const charset = charsetOf(this.headers['content-type']);
     return charset === undefined ? decodeUtf8(this.body()) : decoderFor(charset).decode(this.body());
   }

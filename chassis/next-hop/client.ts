@@ -40,17 +40,13 @@ export interface NextHopOptions {
   metrics?: Metrics;
 }
 
-/** The request that an exchange is made for, as far as the exchange needs it. */
-export interface Caller {
-  prependOnceListener(event: 'close', listener: () => void): unknown;
-  readonly locals: { record: HopRecord };
-}
-
-/** What the caller passes on, and what it is told for its log line. */
+/** The request that an exchange is made for: what it passes on, and what it is told for its log line. */
 export interface HopRecord {
   /** The headers that go to the next hop, names and values in turn. */
   readonly passedOn: string[];
   readonly span: ServerSpan | undefined;
+  /** Is to abandon it when its client leaves. */
+  awaits(exchange: Awaited): void;
   nextHopBegan(nextHop: string, durationMs: number): void;
   nextHopEnded(
     nextHop: string,
@@ -120,31 +116,29 @@ export class NextHop implements MeasuredHop {
   }
 
   /**
-   * Asks for `path` and reads the answer whole. When the caller closes first, the request is cancelled.
+   * Asks for `path` and reads the answer whole. It ends without one when it is abandoned.
    * @param headers names and values in turn, beside those that the caller's record passes on
-   * @throws {HopFailure} when there is no usable answer, {CallerLeft} when the caller closed first
+   * @throws {HopFailure} when there is no usable answer, {CallerLeft} when it was abandoned
    */
-  get(path: string, caller: Caller, headers: string[] = NO_HEADERS): Promise<Answer> {
-    const { record } = caller.locals;
+  get(path: string, record: HopRecord, headers: string[] = NO_HEADERS): Promise<Answer> {
     const passedOn = this.headersFor(record, headers);
     const request: HopRequest = { origin: this.origin, path, method: 'GET', headers: passedOn, body: null };
     const begin = (settle: Settle) => new Exchange(this.hop, request, record.span, undefined, settle).start();
     const { shared } = this;
-    return this.waitFor(caller, (settle) => (shared ? shared.join(path, settle, begin) : begin(settle)));
+    return this.waitFor(record, (settle) => (shared ? shared.join(path, settle, begin) : begin(settle)));
   }
 
   /**
    * Passes a request on, and its answer to `sink` while it comes in. Resolves when the answer is whole.
-   * When the caller closes first, the request is cancelled.
-   * @throws {HopFailure} when there is no usable answer, or it broke off, {CallerLeft} when the caller closed first
+   * It ends without one when it is abandoned.
+   * @throws {HopFailure} when there is no usable answer, or it broke off, {CallerLeft} when it was abandoned
    */
-  forward({ method, path, headers, body }: ForwardedRequest, caller: Caller, sink: Sink): Promise<Answer> {
-    const { record } = caller.locals;
+  forward({ method, path, headers, body }: ForwardedRequest, record: HopRecord, sink: Sink): Promise<Answer> {
     const upload = body ? new PassThrough() : null;
     const passedOn = this.headersFor(record, headers);
     const request: HopRequest = { origin: this.origin, path, method, headers: passedOn, body: upload };
     const timed = this.timed(sink, record, performance.now());
-    const answer = this.waitFor(caller, (settle) => {
+    const answer = this.waitFor(record, (settle) => {
       const exchange = new Exchange(this.hop, request, record.span, timed, settle);
       body?.on('data', () => exchange.callerSent());
       return exchange.start();
@@ -158,16 +152,15 @@ export class NextHop implements MeasuredHop {
     await this.hop.addresses.close();
   }
 
-  private waitFor(caller: Caller, begin: (settle: Settle) => Awaited): Promise<Answer> {
+  private waitFor(record: HopRecord, begin: (settle: Settle) => Awaited): Promise<Answer> {
     return new Promise((resolve, reject) => {
       const startedMs = performance.now();
       const awaited = begin((failure, answer) => {
-        this.ended(caller.locals.record, performance.now() - startedMs, answer, failure);
+        this.ended(record, performance.now() - startedMs, answer, failure);
         if (answer === undefined) reject(failure);
         else resolve(answer);
       });
-      // Before the caller's own line is written, which tells of this exchange too.
-      caller.prependOnceListener('close', () => awaited.abandon());
+      record.awaits(awaited);
     });
   }
 

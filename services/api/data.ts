@@ -56,7 +56,10 @@ class Relay {
   /** Resolves to a failure only where what is stored may be served in its place. */
   private async ask(res: Response, stored: Stored | undefined): Promise<Answer | HopFailure> {
     try {
-      return await this.external.get(this.path, res, [...HEADERS, ...(stored?.conditions ?? [])]);
+      return await this.external.get(this.path, res.locals.record, [
+        ...HEADERS,
+        ...(stored?.conditions ?? []),
+      ]);
     } catch (error) {
       if (error instanceof HopFailure && stored?.servesErrors) return error;
       throw error;

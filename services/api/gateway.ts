@@ -60,7 +60,7 @@ function forward(hop: NextHop): RequestHandler {
       headers: selected(req.headers, REQUEST_HEADERS),
       body: hasBody(req) ? req : undefined,
     };
-    await hop.forward(request, res, answering(res));
+    await hop.forward(request, res.locals.record, answering(res));
   };
 }
 

@@ -6,7 +6,7 @@ import { statusOfAnswer, statusOfFailure } from '../../chassis/proxy-status';
 /** Asks api2 and answers with its text. */
 export function hello(api2: NextHop): RequestHandler {
   return async function hello(_req, res) {
-    const answer = await api2.get('/respond', res);
+    const answer = await api2.get('/respond', res.locals.record);
     if (answer.isSuccess) return sendText(res, 200, answer.text());
     res.setHeader('proxy-status', statusOfAnswer('api', api2.name, answer));
     sendText(res, 500, `Error from api2: ${answer.status}`);
