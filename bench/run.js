@@ -1,0 +1,263 @@
+// npm run bench: what the hop costs in api, and in what one would take instead, in one run.
+// Rounds are interleaved; where there are two cores, the server has one, load and next hop the other.
+import { execFileSync, spawn } from 'node:child_process';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { availableParallelism, cpus, totalmem } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+const ROUNDS = Number(process.env.ROUNDS ?? 5);
+const SECONDS = Number(process.env.SECONDS ?? 3);
+const CONNECTIONS = 64;
+const STARTS = 3;
+const NEXT_HOP_PORT = 18_200;
+const NEXT_HOP = `http://127.0.0.1:${NEXT_HOP_PORT}`;
+const isPinned = availableParallelism() >= 2 && hasTaskset();
+
+const API = '../dist/services/api/main.js';
+const API2 = '../dist/services/api2/main.js';
+const SERVERS = [
+  { name: 'api', program: API, env: {} },
+  { name: 'api, COLLAPSE=on', program: API, env: { COLLAPSE: 'on' } },
+  { name: 'Express 4 + isomorphic-fetch (tutorial)', program: 'peers/tutorial.js' },
+  { name: 'Express 5 + http-proxy-middleware', program: 'peers/http-proxy-middleware.js' },
+  { name: 'Fastify + @fastify/reply-from', program: 'peers/reply-from.js' },
+  { name: 'Express 5 + undici', program: 'peers/express-undici.js' },
+  { name: 'node:http + undici', program: 'peers/raw.js' },
+].map((server, i) => ({ ...server, port: 18_210 + 2 * i, full: [], quarter: [], startMs: [] }));
+
+const running = [];
+
+function hasTaskset() {
+  try {
+    execFileSync('taskset', ['--version']);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function start(core, args, env = {}) {
+  const [command, ...rest] = isPinned
+    ? ['taskset', '-c', String(core), process.execPath, ...args]
+    : [process.execPath, ...args];
+  const child = spawn(command, rest, {
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  running.push(child);
+  return child;
+}
+
+function startServer({ program, port, env = {} }) {
+  const child = start(0, [program], {
+    HOST: '127.0.0.1',
+    PORT: String(port),
+    ADMIN_PORT: String(port + 1),
+    NEXT_HOP,
+    API2_URL: NEXT_HOP,
+    ...env,
+  });
+  child.stdout.resume();
+  return child;
+}
+
+async function ready(url) {
+  for (;;) {
+    try {
+      const response = await fetch(url);
+      await response.arrayBuffer();
+      if (response.ok) return;
+    } catch {
+      // Not yet.
+    }
+    await sleep(2);
+  }
+}
+
+async function end(child) {
+  const over = new Promise((resolve) => child.once('exit', resolve));
+  child.kill('SIGKILL');
+  await over;
+}
+
+async function load(url, connections, seconds, rate) {
+  const child = start(1, [
+    'load.js',
+    url,
+    String(connections),
+    String(seconds),
+    ...(rate ? [String(rate)] : []),
+  ]);
+  let text = '';
+  for await (const data of child.stdout) text += data;
+  return JSON.parse(text);
+}
+
+function memoryMiB({ pid }, field) {
+  const status = readFileSync(`/proc/${pid}/status`, 'utf8');
+  return Number(new RegExp(`${field}:\\s+(\\d+)`).exec(status)[1]) / 1024;
+}
+
+const median = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];
+
+async function measureStarts(server) {
+  for (let i = 0; i < STARTS; i++) {
+    const startedMs = performance.now();
+    const child = startServer(server);
+    await ready(`http://127.0.0.1:${server.port}/hello`);
+    server.startMs.push(performance.now() - startedMs);
+    await sleep(1000);
+    server.idle = memoryMiB(child, 'VmRSS');
+    await end(child);
+  }
+}
+
+async function compare() {
+  for (const server of SERVERS) await measureStarts(server);
+  for (const server of SERVERS) {
+    server.child = startServer(server);
+    await ready(`http://127.0.0.1:${server.port}/hello`);
+    await load(`http://127.0.0.1:${server.port}/hello`, CONNECTIONS, 2);
+  }
+  for (const kind of ['full', 'quarter'])
+    for (let round = 0; round < ROUNDS; round++)
+      for (const server of SERVERS) {
+        const rate = kind === 'full' ? undefined : median(server.full.map(({ perSecond }) => perSecond)) / 4;
+        server[kind].push(await load(`http://127.0.0.1:${server.port}/hello`, CONNECTIONS, SECONDS, rate));
+      }
+  for (const server of SERVERS) server.peak = memoryMiB(server.child, 'VmHWM');
+  for (const { child } of SERVERS) await end(child);
+}
+
+// The same api at more and more connections, and the gateway's lists, with a real api2 behind them.
+async function growth() {
+  const rows = [];
+  for (const connections of [1, 64, 512, 4096]) {
+    const server = { program: API, port: 18_240, env: { MAX_IN_FLIGHT: '10000', API2_TIMEOUT_MS: '10000' } };
+    rows.push(await grow(`\`/hello\`, ${connections} connections`, server, '/hello', connections));
+  }
+  const api2 = start(1, [API2], {
+    HOST: '127.0.0.1',
+    PORT: '18250',
+    ADMIN_PORT: '18251',
+    DATABASE_FILE: ':memory:',
+    LOG_LEVEL: 'silent',
+  });
+  api2.stdout.resume();
+  await ready('http://127.0.0.1:18250/respond');
+  for (let i = 0; i < 120; i++) await post(`Volume ${i}`);
+  for (const limit of [20, 100]) {
+    const server = { program: API, port: 18_240, env: { API2_URL: 'http://127.0.0.1:18250' } };
+    rows.push(await grow(`\`/books\`, ${limit} items, 64 connections`, server, `/books?limit=${limit}`, 64));
+  }
+  await end(api2);
+  return rows;
+}
+
+async function post(title) {
+  await fetch('http://127.0.0.1:18250/books', {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ title, author: 'Anonymous' }),
+  });
+}
+
+async function grow(name, server, path, connections) {
+  const child = startServer(server);
+  const url = `http://127.0.0.1:${server.port}`;
+  await ready(`${url}/hello`);
+  await load(url + path, connections, 2);
+  const rounds = [];
+  for (let i = 0; i < 3; i++) rounds.push(await load(url + path, connections, SECONDS));
+  const peak = memoryMiB(child, 'VmHWM');
+  await end(child);
+  return {
+    name,
+    perSecond: median(rounds.map((round) => round.perSecond)),
+    p99: median(rounds.map(({ p99 }) => p99)),
+    failed: rounds.reduce((sum, { failed }) => sum + failed, 0),
+    peak,
+  };
+}
+
+const whole = (value) => Math.round(value).toLocaleString('en');
+const perSecondOf = ({ full }) => median(full.map(({ perSecond }) => perSecond));
+const latency = (rounds, name) => median(rounds.map((round) => round[name])).toFixed(2);
+const named = (name) => SERVERS.find((server) => server.name.startsWith(name));
+
+function comparison() {
+  const own = perSecondOf(named('api'));
+  return SERVERS.map((server) => [
+    server.name,
+    whole(perSecondOf(server)),
+    (own / perSecondOf(server)).toFixed(2),
+    latency(server.full, 'p50'),
+    latency(server.full, 'p99'),
+    latency(server.quarter, 'p50'),
+    latency(server.quarter, 'p99'),
+    whole(server.idle),
+    whole(server.peak),
+    whole(median(server.startMs)),
+    [...server.full, ...server.quarter].reduce((sum, { failed }) => sum + failed, 0),
+  ]);
+}
+
+function aims() {
+  const ratio = (one, other) => perSecondOf(named(one)) / perSecondOf(named(other));
+  const api = named('api');
+  const bare = named('Express 5 + undici');
+  const apart = Number(latency(api.quarter, 'p99')) - Number(latency(bare.quarter, 'p99'));
+  return [
+    ['api ÷ Express 5 + undici', ratio('api', 'Express 5 + undici').toFixed(2), '≥ 0.8'],
+    ['api ÷ Fastify + reply-from', ratio('api', 'Fastify').toFixed(2), '≥ 1.15'],
+    ['api ÷ the tutorial program', ratio('api', 'Express 4').toFixed(2), '≥ 2.2'],
+    ['api with collapsing ÷ node:http + undici', ratio('api, COLLAPSE', 'node:http').toFixed(2), '≥ 1.3'],
+    ['p99 at a quarter of full load, api − Express 5 + undici', `${apart.toFixed(2)} ms`, '≤ 1 ms'],
+    ['idle memory of api', `${whole(api.idle)} MiB`, '≤ 90 MiB'],
+    ['start to ready of api', `${whole(median(api.startMs))} ms`, '≤ 300 ms'],
+  ];
+}
+
+function table(head, rows) {
+  return [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n');
+}
+
+function versions() {
+  const { dependencies } = JSON.parse(readFileSync('package.json', 'utf8'));
+  return Object.entries(dependencies)
+    .map(([name, version]) => `${name} ${version}`)
+    .join(', ');
+}
+
+process.once('exit', () => {
+  for (const child of running) child.kill('SIGKILL');
+});
+start(1, ['next-hop.js'], { PORT: String(NEXT_HOP_PORT) });
+await compare();
+const rows = await growth();
+const text = `# Results
+
+${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.versions.node}; ${isPinned ? 'the server on one core, load and next hop on another' : 'not pinned to cores'}. ${CONNECTIONS} connections, medians of ${ROUNDS} interleaved rounds of ${SECONDS} s. A quarter is a steady load of a quarter of what the program itself does at most. Latencies in ms, memory in MiB.
+
+${table(['program', 'requests/s', 'api ÷ it', 'p50', 'p99', 'p50 at a quarter', 'p99 at a quarter', 'memory idle', 'peak', 'start to ready, ms', 'failed'], comparison())}
+
+${table(['figure', 'measured', 'aim'], aims())}
+
+## Growth
+
+${table(
+  ['what', 'requests/s', 'p99', 'memory at its peak', 'failed'],
+  rows.map(({ name, perSecond, p99, peak, failed }) => [
+    name,
+    whole(perSecond),
+    p99.toFixed(1),
+    whole(peak),
+    failed,
+  ]),
+)}
+
+Versions: ${versions()}.
+`;
+writeFileSync('RESULTS.md', text);
+process.stdout.write(text);
+process.exit(0);
