@@ -4,9 +4,16 @@ import type { Metrics } from './metrics';
 import { answerProblem, methodNotAllowed, notFound } from './problem';
 import { Traffic } from './traffic';
 
-/** Whether a service wants traffic: not before it listens, not once it stops. */
+/** Whether a service wants traffic: not before it listens, not once it stops, not without what it needs. */
 export class Readiness {
   isReady = false;
+
+  constructor(readonly hasWhatItNeeds: () => Promise<boolean> = async () => true) {}
+
+  async status(): Promise<'ok' | 'stopping' | 'waiting'> {
+    if (!this.isReady) return 'stopping';
+    return (await this.hasWhatItNeeds()) ? 'ok' : 'waiting';
+  }
 }
 
 /**
@@ -25,12 +32,12 @@ export function createAdminApp(readiness: Readiness, metrics: Metrics, routes?: 
     .all(only);
   app
     .route('/readyz')
-    .get((_req, res) => {
-      const { isReady } = readiness;
+    .get(async (_req, res) => {
+      const status = await readiness.status();
       res
-        .status(isReady ? 200 : 503)
+        .status(status === 'ok' ? 200 : 503)
         .type('text/plain')
-        .send(isReady ? 'ok\n' : 'stopping\n');
+        .send(`${status}\n`);
     })
     .all(only);
   app

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import type { Book, NewBook } from '../../contract/books';
 
 /** Where the books are kept. What it acknowledges survives the end of the process. */
@@ -16,7 +17,16 @@ export interface BookStore {
    * @returns whether there is such a book
    */
   change(id: string, to: (current: Book) => NewBook | undefined): Promise<boolean>;
+  /** Whether it can be used now. */
+  isReady(): Promise<boolean>;
   close(): Promise<void>;
+}
+
+/** Tells the same book again, also where it is not kept itself. */
+export function fingerprintOf({ title, author, year }: NewBook) {
+  return createHash('sha256')
+    .update(JSON.stringify([title, author, year]))
+    .digest('base64url');
 }
 
 /** The idempotency key belongs to another book. */

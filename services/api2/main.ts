@@ -6,6 +6,7 @@ import { createTracing } from '../../chassis/tracing';
 import { Traffic } from '../../chassis/traffic';
 import { createApp } from './app';
 import { Fault, faultRoutes } from './fault';
+import { PostgresBookStore } from './postgres-book-store';
 import { readSettings } from './settings';
 import { SqliteBookStore } from './sqlite-book-store';
 
@@ -15,9 +16,10 @@ void run(() => {
   const tracing = createTracing('api2', process.env, log);
   const metrics: Metrics = new Metrics(() => traffic.size);
   const traffic = new Traffic({ log, metrics, tracing });
-  const readiness = new Readiness();
+  const readiness = new Readiness(() => store.isReady());
   const fault = settings.faults ? new Fault(log) : undefined;
-  const store = new SqliteBookStore(settings.databaseFile);
+  const { databaseUrl, databaseFile } = settings;
+  const store = databaseUrl ? new PostgresBookStore(databaseUrl, log) : new SqliteBookStore(databaseFile);
   const app = createApp({ traffic, fault, greeting: settings.greeting, store });
   const adminApp = createAdminApp(readiness, metrics, fault && faultRoutes(fault));
   const stopping = () => fault?.close();

@@ -1,10 +1,16 @@
-import { createHash } from 'node:crypto';
 import { mkdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
 import { SettingsError } from '../../chassis/settings';
 import type { Book, NewBook } from '../../contract/books';
-import { type BookStore, KEY_LIVES_MS, KeyReused, MOST_KEYS, StoreUnavailable } from './book-store';
+import {
+  type BookStore,
+  fingerprintOf,
+  KEY_LIVES_MS,
+  KeyReused,
+  MOST_KEYS,
+  StoreUnavailable,
+} from './book-store';
 
 // `user_version` counts those that a file has had.
 const MIGRATIONS = [
@@ -93,6 +99,10 @@ export class SqliteBookStore implements BookStore {
     });
   }
 
+  async isReady() {
+    return true;
+  }
+
   async close() {
     this.db.close();
   }
@@ -139,12 +149,6 @@ export class SqliteBookStore implements BookStore {
 
 function bookOf({ id, title, author, year }: Row): Book {
   return { id: String(id), title, author, year };
-}
-
-function fingerprintOf({ title, author, year }: NewBook) {
-  return createHash('sha256')
-    .update(JSON.stringify([title, author, year]))
-    .digest('base64url');
 }
 
 function open(file: string) {

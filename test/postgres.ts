@@ -1,0 +1,90 @@
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { chownSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Client } from 'pg';
+import { deadPort } from './stub-hop';
+
+const INSTALLED = '/usr/lib/postgresql';
+
+/** A PostgreSQL of its own on a loopback port, in a folder that goes with it. */
+export class Postgres {
+  private server: ReturnType<typeof spawn> | undefined;
+
+  private constructor(
+    private readonly folder: string,
+    readonly port: number,
+  ) {}
+
+  static async create() {
+    const folder = mkdtempSync(join(tmpdir(), 'onehop-postgres-'));
+    const postgres = new Postgres(join(folder), await deadPort());
+    const { uid, gid } = owner();
+    if (uid !== undefined && gid !== undefined) chownSync(folder, uid, gid);
+    execFileSync(program('initdb'), ['-D', folder, '-U', 'onehop', '-A', 'trust', '--no-sync'], {
+      ...owner(),
+      stdio: 'ignore',
+    });
+    await postgres.start();
+    return postgres;
+  }
+
+  url(database = 'postgres') {
+    return `postgres://onehop@127.0.0.1:${this.port}/${database}`;
+  }
+
+  async start() {
+    const args = ['-D', this.folder, '-p', String(this.port), '-h', '127.0.0.1', '-k', this.folder];
+    this.server = spawn(program('postgres'), args, { ...owner(), stdio: 'ignore' });
+    for (let i = 0; i < 200; i++) {
+      if (await this.query('SELECT 1').catch(() => undefined)) return;
+      await sleep(50);
+    }
+    throw new Error('PostgreSQL did not start');
+  }
+
+  async query(sql: string, database = 'postgres') {
+    const client = new Client({ connectionString: this.url(database) });
+    await client.connect();
+    try {
+      return (await client.query(sql)).rows as Record<string, unknown>[];
+    } finally {
+      await client.end();
+    }
+  }
+
+  /** A fresh database, and the URL of it. */
+  async database(name: string) {
+    await this.query(`CREATE DATABASE ${name}`);
+    return this.url(name);
+  }
+
+  /** SIGQUIT is PostgreSQL's immediate shutdown: as if it crashed. */
+  async stop(signal: NodeJS.Signals = 'SIGQUIT') {
+    const { server } = this;
+    this.server = undefined;
+    if (server === undefined) return;
+    const over = once(server, 'close');
+    server.kill(signal);
+    await over;
+  }
+
+  async remove() {
+    await this.stop();
+    rmSync(this.folder, { recursive: true });
+  }
+}
+
+function program(name: string) {
+  const [version] = readdirSync(INSTALLED).sort((a, b) => Number(b) - Number(a));
+  return join(INSTALLED, String(version), 'bin', name);
+}
+
+// It refuses to run as root; Debian's package brings a user for it.
+function owner(): { uid?: number; gid?: number } {
+  if (process.getuid?.() !== 0) return {};
+  const idOf = (flag: string) => Number(execFileSync('id', [flag, 'postgres'], { encoding: 'utf8' }));
+  return { uid: idOf('-u'), gid: idOf('-g') };
+}
