@@ -1,0 +1,255 @@
+import { execFileSync } from 'node:child_process';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { parse, parseAllDocuments } from 'yaml';
+import type { Env } from '../chassis/settings';
+import { readSettings as readApi } from '../services/api/settings';
+import { readSettings as readApi2 } from '../services/api2/settings';
+
+interface Manifest {
+  apiVersion: string;
+  kind: string;
+  metadata: { name: string; namespace?: string };
+  // biome-ignore lint/suspicious/noExplicitAny: what is in it is what is tested
+  spec: any;
+}
+
+const OVERLAYS = ['local', 'production'] as const;
+const SERVICES = ['api', 'api2'] as const;
+const READERS = { api: readApi, api2: readApi2 };
+const rendered = new Map(OVERLAYS.map((overlay) => [overlay, render(overlay)]));
+const readme = readFileSync('README.md', 'utf8');
+const compose = parse(readFileSync('docker-compose.yml', 'utf8'), { merge: true });
+
+function render(overlay: string): Manifest[] {
+  const text = execFileSync('kubectl', ['kustomize', `deploy/kubernetes/overlays/${overlay}`], {
+    encoding: 'utf8',
+  });
+  return parseAllDocuments(text).map((document) => document.toJS());
+}
+
+function all(overlay: (typeof OVERLAYS)[number], kind: string): Manifest[] {
+  return rendered.get(overlay)?.filter((manifest) => manifest.kind === kind) ?? [];
+}
+
+function one(overlay: (typeof OVERLAYS)[number], kind: string, name: string): Manifest {
+  const found = all(overlay, kind).filter(({ metadata }) => metadata.name === name);
+  expect(found).toHaveLength(1);
+  return found[0] as Manifest;
+}
+
+function podOf(overlay: (typeof OVERLAYS)[number], service: string) {
+  const { template } = one(overlay, 'Deployment', service).spec;
+  return { ...template.spec, labels: template.metadata.labels, container: template.spec.containers[0] };
+}
+
+function envOf(overlay: (typeof OVERLAYS)[number], service: string): Env {
+  const entries = podOf(overlay, service).container.env as { name: string; value?: string }[];
+  return Object.fromEntries(entries.map(({ name, value }) => [name, value]));
+}
+
+describe.each(OVERLAYS)('the overlay %s', (overlay) => {
+  test('every object holds to the schemas of Kubernetes, and has no field that they do not know', () => {
+    const manifests = rendered.get(overlay) as Manifest[];
+    const faults = execFileSync('node', ['test/validate-manifests.mjs'], {
+      input: JSON.stringify(manifests),
+      encoding: 'utf8',
+    });
+    expect(JSON.parse(faults)).toEqual([]);
+    expect(unknownFields(manifests)).toBe('');
+  });
+
+  test('all is in the namespace default, and every object is there once', () => {
+    const manifests = rendered.get(overlay) as Manifest[];
+    for (const { metadata } of manifests) expect(metadata.namespace).toBe('default');
+    const names = manifests.map(({ kind, metadata }) => `${kind} ${metadata.name}`);
+    expect(new Set(names).size).toBe(names.length);
+  });
+
+  test('http://api2.default reaches api2 on port 80, and api sees every pod behind a headless service', () => {
+    const service = one(overlay, 'Service', 'api2').spec;
+    expect(service.type ?? 'ClusterIP').toBe('ClusterIP');
+    expect(service.ports).toMatchObject([{ port: 80, targetPort: 'http' }]);
+    const pods = one(overlay, 'Service', 'api2-pods').spec;
+    expect(pods.clusterIP).toBe('None');
+    const url = new URL(String(envOf(overlay, 'api').API2_URL));
+    expect(url.hostname).toBe('api2-pods');
+    expect(Number(url.port)).toBe(podOf(overlay, 'api2').container.ports[0].containerPort);
+    expect(pods.ports[0].port).toBe(Number(url.port));
+    for (const { selector } of [service, pods]) expect(podOf(overlay, 'api2').labels).toMatchObject(selector);
+  });
+
+  describe.each(SERVICES)('%s', (service) => {
+    test('its settings are such as it takes, and nothing of them is unknown', () => {
+      const env = envOf(overlay, service);
+      const filled = { ...env, ...('DATABASE_URL' in env ? { DATABASE_URL: 'postgres://a@b/c' } : {}) };
+      const settings = READERS[service](filled);
+      // The table of the README has every variable that the settings read, as another test sees to.
+      for (const name of Object.keys(env))
+        expect(readme).toMatch(new RegExp(`^| \`${name}\` |.*| (${service}|both) |`, 'm'));
+      expect(settings.port).toBe(podOf(overlay, service).container.ports[0].containerPort);
+      expect(settings.adminPort).toBe(podOf(overlay, service).container.ports[1].containerPort);
+      expect(env).not.toHaveProperty('FAULTS');
+    });
+
+    test('it drains, and has longer to end than drain and shutdown time together', () => {
+      const { drainMs, shutdownTimeoutMs } = READERS[service]({
+        ...envOf(overlay, service),
+        DATABASE_URL: undefined,
+      });
+      expect(drainMs).toBeGreaterThanOrEqual(2000);
+      expect(podOf(overlay, service).terminationGracePeriodSeconds * 1000).toBeGreaterThan(
+        drainMs + shutdownTimeoutMs,
+      );
+      expect(one(overlay, 'Deployment', service).spec.strategy.rollingUpdate).toMatchObject({
+        maxUnavailable: 0,
+      });
+    });
+
+    test('its probes are those of the admin port', () => {
+      const { container } = podOf(overlay, service);
+      expect(container.ports).toMatchObject([{ name: 'http' }, { name: 'admin' }]);
+      expect(container.readinessProbe.httpGet).toEqual({ path: '/readyz', port: 'admin' });
+      expect(container.livenessProbe.httpGet).toEqual({ path: '/livez', port: 'admin' });
+      expect(container.startupProbe.httpGet).toEqual({ path: '/livez', port: 'admin' });
+    });
+
+    test('it is restricted, and bounded', () => {
+      const pod = podOf(overlay, service);
+      expect(pod).toMatchObject({ automountServiceAccountToken: false, enableServiceLinks: false });
+      expect(pod.securityContext).toMatchObject({
+        runAsNonRoot: true,
+        seccompProfile: { type: 'RuntimeDefault' },
+      });
+      expect(pod.containers).toHaveLength(1);
+      expect(pod.container.securityContext).toEqual({
+        allowPrivilegeEscalation: false,
+        readOnlyRootFilesystem: true,
+        capabilities: { drop: ['ALL'] },
+      });
+      expect(Object.keys(pod.container.resources.requests)).toEqual(['cpu', 'memory']);
+      expect(Object.keys(pod.container.resources.limits)).toEqual(['cpu', 'memory']);
+      for (const forbidden of ['hostNetwork', 'hostPID', 'hostIPC'])
+        expect(pod).not.toHaveProperty(forbidden);
+    });
+
+    test('user, memory, probes and files agree with the compose file', () => {
+      const pod = podOf(overlay, service);
+      const composed = compose.services[service];
+      expect(composed.user).toBe(`${pod.securityContext.runAsUser}:${pod.securityContext.runAsGroup}`);
+      expect(composed.mem_limit).toBe('256m');
+      expect(pod.container.resources.limits.memory).toBe('256Mi');
+      expect(composed.read_only).toBe(true);
+      expect(composed.healthcheck.test.join(' ')).toContain(':9090/readyz');
+      expect(readFileSync('Dockerfile', 'utf8')).toContain(`--chown=${pod.securityContext.runAsUser}:`);
+    });
+
+    test('it is spread over nodes, and not all of it is taken away at once', () => {
+      const [spread] = podOf(overlay, service).topologySpreadConstraints;
+      expect(spread).toMatchObject({ topologyKey: 'kubernetes.io/hostname' });
+      expect(podOf(overlay, service).labels).toMatchObject(spread.labelSelector.matchLabels);
+      const budget = one(overlay, 'PodDisruptionBudget', service).spec;
+      expect(budget).toMatchObject({
+        maxUnavailable: 1,
+        selector: { matchLabels: spread.labelSelector.matchLabels },
+      });
+    });
+
+    test('only a monitoring namespace reaches its admin port', () => {
+      const rules = one(overlay, 'NetworkPolicy', service).spec.ingress as {
+        from?: unknown;
+        ports: { port: string }[];
+      }[];
+      const admin = rules.filter(({ ports }) => ports.some(({ port }) => port === 'admin'));
+      const from = [{ namespaceSelector: { matchLabels: { 'kubernetes.io/metadata.name': 'monitoring' } } }];
+      expect(admin).toEqual([{ from, ports: [{ port: 'admin' }] }]);
+      for (const { ports } of rules) expect(ports.length).toBeGreaterThan(0);
+    });
+  });
+
+  test("only api's pods reach api2's service port", () => {
+    const { spec } = one(overlay, 'NetworkPolicy', 'api2');
+    const http = spec.ingress.filter(({ ports }: { ports: { port: string }[] }) =>
+      ports.some(({ port }) => port === 'http'),
+    );
+    expect(http).toEqual([
+      { from: [{ podSelector: { matchLabels: podLabel(overlay, 'api') } }], ports: [{ port: 'http' }] },
+    ]);
+    expect(podOf(overlay, 'api2').labels).toMatchObject(spec.podSelector.matchLabels);
+  });
+
+  test('api2 has no way out but DNS and the database', () => {
+    const { spec } = one(overlay, 'NetworkPolicy', 'api2');
+    expect(spec.policyTypes).toContain('Egress');
+    const ports = spec.egress.flatMap((rule: { ports: { port: number }[] }) =>
+      rule.ports.map(({ port }) => port),
+    );
+    expect(ports).toEqual(overlay === 'production' ? [53, 53, 5432] : [53, 53]);
+  });
+});
+
+function podLabel(overlay: (typeof OVERLAYS)[number], service: string) {
+  return { 'app.kubernetes.io/name': podOf(overlay, service).labels['app.kubernetes.io/name'] };
+}
+
+test('local: one replica each, books in SQLite on a volume, images built by hand', () => {
+  for (const service of SERVICES) {
+    expect(one('local', 'Deployment', service).spec.replicas).toBe(1);
+    expect(podOf('local', service).container).toMatchObject({
+      image: `onehop-${service}:local`,
+      imagePullPolicy: 'IfNotPresent',
+    });
+  }
+  const { container, volumes } = podOf('local', 'api2');
+  const [mount] = container.volumeMounts;
+  expect(envOf('local', 'api2').DATABASE_FILE).toMatch(new RegExp(`^${mount.mountPath}/`));
+  expect(volumes).toEqual([
+    {
+      name: mount.name,
+      persistentVolumeClaim: { claimName: one('local', 'PersistentVolumeClaim', 'books').metadata.name },
+    },
+  ]);
+  expect(compose.services.api2.environment.DATABASE_FILE).toBe(envOf('local', 'api2').DATABASE_FILE);
+});
+
+test('production: autoscaled from two, books in PostgreSQL from a secret that is not among the manifests', () => {
+  for (const service of SERVICES) {
+    const { spec } = one('production', 'HorizontalPodAutoscaler', service);
+    expect(spec).toMatchObject({ minReplicas: 2, scaleTargetRef: { kind: 'Deployment', name: service } });
+    expect(one('production', 'Deployment', service).spec).not.toHaveProperty('replicas');
+  }
+  const { container, volumes } = podOf('production', 'api2');
+  expect(container.env).toContainEqual({
+    name: 'DATABASE_URL',
+    valueFrom: { secretKeyRef: { name: 'books-database', key: 'url' } },
+  });
+  expect(volumes).toBeUndefined();
+  expect(all('production', 'Secret')).toEqual([]);
+  expect(all('local', 'Secret')).toEqual([]);
+});
+
+/** What TypeScript says of the objects as literals of the published types: they refuse fields that they do not have. */
+function unknownFields(manifests: Manifest[]): string {
+  const folder = 'node_modules/.cache/onehop';
+  mkdirSync(folder, { recursive: true });
+  const lines = manifests.map(({ apiVersion, kind, ...rest }, i) => {
+    const type = `import('kubernetes-models/${apiVersion}').I${kind}`;
+    return `export const o${i}: ${type} = ${JSON.stringify({ apiVersion, kind, ...rest })};`;
+  });
+  writeFileSync(`${folder}/manifests.ts`, lines.join('\n'));
+  const options = [
+    '--noEmit',
+    '--strict',
+    '--skipLibCheck',
+    '--module',
+    'esnext',
+    '--moduleResolution',
+    'bundler',
+  ];
+  try {
+    return execFileSync('node_modules/.bin/tsc', ['--ignoreConfig', ...options, `${folder}/manifests.ts`], {
+      encoding: 'utf8',
+    });
+  } catch (error) {
+    return (error as { stdout: string }).stdout;
+  }
+}
