@@ -7,5 +7,21 @@ service=$!
 trap 'kill $service' EXIT
 for _ in $(seq 50); do curl -sf "$HOST:$ADMIN_PORT/readyz" >/dev/null && break; sleep 0.1; done
 for _ in 1 2 3; do curl -s "$HOST:$PORT/hello" >/dev/null; done
-curl -sf "$HOST:$ADMIN_PORT/metrics" | promtool check metrics
+metrics=$(curl -sf "$HOST:$ADMIN_PORT/metrics")
+promtool check metrics <<<"$metrics"
+
+# The alerts of docs/operations.md are PromQL, and of metrics that there are.
+rules=$(mktemp)
+trap 'kill $service; rm -f "$rules"' EXIT
+{
+  echo "groups: [{ name: alerts, rules: ["
+  awk '/^```promql/ { n++; printf "{ alert: Alert%d, expr: \"", n; inside = 1; next }
+       /^```/ && inside { print "\" }, "; inside = 0; next }
+       inside { gsub(/"/, "\\\""); printf "%s ", $0 }' docs/operations.md
+  echo "] }]"
+} >"$rules"
+promtool check rules "$rules"
+for name in $(grep -oE '\b(http|process)_[a-z_]+' "$rules" | sort -u); do
+  grep -q "^$name" <<<"$metrics" || { echo "docs/operations.md: there is no metric $name" >&2; exit 1; }
+done
 echo "promtool finds nothing wrong"
