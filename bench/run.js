@@ -232,6 +232,8 @@ function versions() {
 process.once('exit', () => {
   for (const child of running) child.kill('SIGKILL');
 });
+// This process reads the servers' logs.
+if (isPinned) execFileSync('taskset', ['-cp', '1', String(process.pid)]);
 start(1, ['next-hop.js'], { PORT: String(NEXT_HOP_PORT) });
 await compare();
 const rows = await growth();

@@ -7,6 +7,7 @@ import {
   type ServerResponse,
 } from 'node:http';
 import { Server as NetServer, type Socket } from 'node:net';
+import { classesFor } from './express-classes';
 
 /**
  * Time-outs against slow and silent clients, in milliseconds. Node checks the first two only every
@@ -44,7 +45,7 @@ export class HttpServer {
   private isFinishing = false;
 
   constructor(app: RequestListener, { unreadTimeout, ...timeouts } = TIMEOUTS) {
-    this.server = createServer(timeouts, (req, res) => {
+    this.server = createServer({ ...timeouts, ...classesFor(app) }, (req, res) => {
       this.began(req.socket, res);
       if (!req.url?.startsWith('/')) req.url = originForm(req);
       app(req, res);
