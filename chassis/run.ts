@@ -88,6 +88,7 @@ class Life {
 
   // The log's own exit handler writes out what it still holds.
   private exit(code: number, fields: object, message: string) {
+    this.service.traffic.logEnded();
     this.service.log[code === 0 ? 'info' : 'error'](fields, message);
     process.exit(code);
   }

@@ -13,6 +13,7 @@ import type { Tracing } from './tracing';
 export class Traffic {
   private readonly inFlight = new InFlight<RequestRecord>();
   private ending = false;
+  private readonly lines: Line[] = [];
 
   private readonly log: Logger;
   private readonly metrics: Metrics | undefined;
@@ -61,6 +62,15 @@ export class Traffic {
     });
   }
 
+  /** Writes the log lines of the requests that have ended: before the process exits, that can't wait. */
+  logEnded() {
+    for (const line of this.lines) {
+      if (line.status >= 500) this.log.error(line, 'request completed');
+      else this.log.info(line, 'request completed');
+    }
+    this.lines.length = 0;
+  }
+
   private ended(req: Request, res: Response) {
     const { record } = res.locals;
     record.abandonNextHops();
@@ -84,9 +94,14 @@ export class Traffic {
       error: record.error,
       err: record.err,
     };
-    if (status >= 500) this.log.error(line, 'request completed');
-    else this.log.info(line, 'request completed');
+    // Those that end in one turn of the event loop are written together at its end: one at a time, the
+    // logger's code has left the processor's caches in between (docs/decisions/0008-hot-path.md).
+    if (this.lines.push(line) === 1) setImmediate(() => this.logEnded());
   }
+}
+
+interface Line {
+  readonly status: number;
 }
 
 const rounded = (ms: number) => Math.round(ms * 100) / 100;
