@@ -1,5 +1,5 @@
 import Ajv from 'ajv/dist/2020';
-import { createDocument } from '../services/api/openapi';
+import { createDocument } from '../services/api/openapi-document';
 
 type Json = Record<string, unknown>;
 

@@ -1,4 +1,5 @@
-import { type Dispatcher, Pool } from 'undici';
+import type { Dispatcher } from 'undici';
+import { Pool } from './undici';
 
 const DOUBTS_BEFORE_LEAVING = 3;
 const FIRST_TRIAL_AFTER_MS = 1000;

@@ -2,7 +2,7 @@ import type { LookupAddress } from 'node:dns';
 import type { IncomingHttpHeaders } from 'node:http';
 import type { LookupFunction, Socket } from 'node:net';
 import { PassThrough, type Readable } from 'node:stream';
-import { buildConnector, type Dispatcher, errors, Pool } from 'undici';
+import type { buildConnector as BuildConnector, Dispatcher } from 'undici';
 import type { Logger } from '../logger';
 import type { MeasuredHop, Metrics } from '../metrics';
 import type { ServerSpan } from '../tracing';
@@ -13,6 +13,7 @@ import { Exchange, type Hop, type HopRequest, type Sink } from './exchange';
 import { type CallerLeft, HopFailure } from './failure';
 import { RetryBudget } from './retry-budget';
 import { type Awaited, type Settle, SharedExchanges } from './shared-exchanges';
+import { buildConnector, errors, Pool } from './undici';
 
 // Both services keep idle connections longer as servers than this, so that it is the client that closes them.
 const IDLE_CONNECTION_MS = 30_000;
@@ -232,7 +233,7 @@ function connectTo(
   { address, family }: LookupAddress,
   timeoutMs: number,
   onError: () => void,
-): buildConnector.connector {
+): BuildConnector.connector {
   const lookup: LookupFunction = (_hostname, options, callback) =>
     options.all ? callback(null, [{ address, family }]) : callback(null, address, family);
   const connect = buildConnector({ timeout: 0, allowH2: false, lookup });

@@ -1,4 +1,5 @@
-import { type Dispatcher, EnvHttpProxyAgent } from 'undici';
+import type { Dispatcher } from 'undici';
+import { proxyAgent } from './undici';
 
 export interface ProxyOptions {
   /** `HTTPS_PROXY`: carries requests to https origins; undefined where they go directly. */
@@ -13,5 +14,5 @@ export function proxyOf({ proxyUrl, noProxy = '', connections }: ProxyOptions): 
   if (proxyUrl === undefined) return undefined;
   // What is left out here, undici would take from the environment.
   const proxies = { httpProxy: '', httpsProxy: proxyUrl, noProxy };
-  return new EnvHttpProxyAgent({ ...proxies, connections, pipelining: 1, headersTimeout: 0, bodyTimeout: 0 });
+  return proxyAgent({ ...proxies, connections, pipelining: 1, headersTimeout: 0, bodyTimeout: 0 });
 }
