@@ -23,6 +23,10 @@ export const TIMEOUTS = {
   unreadTimeout: 30_000,
 };
 
+// Connections that wait to be accepted, as many as Linux allows unless told: of a burst beyond Node's 511,
+// some would be made only after a second.
+const BACKLOG = 4096;
+
 // How often within `unreadTimeout` is looked whether a client takes its answer.
 const CHECKS = 5;
 
@@ -64,7 +68,7 @@ export class HttpServer {
    * @throws {ListenError}
    */
   async listen(host: string, port: number): Promise<number> {
-    this.server.listen(port, host);
+    this.server.listen({ port, host, backlog: BACKLOG });
     try {
       await once(this.server, 'listening');
     } catch (error) {

@@ -11,8 +11,8 @@ export const Pool: typeof PoolClass = require('undici/lib/dispatcher/pool');
 export const buildConnector: typeof BuildConnector = require('undici/lib/core/connect');
 export const errors: typeof Errors = require('undici/lib/core/errors');
 
-/** Loaded only where there is a proxy. */
+/** With all of undici, as a proxy needs its whole API. */
 export function proxyAgent(options: EnvHttpProxyAgent.Options): EnvHttpProxyAgent {
-  const Agent: typeof EnvHttpProxyAgent = require('undici/lib/dispatcher/env-http-proxy-agent');
+  const Agent: typeof EnvHttpProxyAgent = require('undici').EnvHttpProxyAgent;
   return new Agent(options);
 }
