@@ -1,5 +1,6 @@
 // npm run bench: what the hop costs in api, and in what one would take instead, in one run.
-// Rounds are interleaved; where there are two cores, the server has one, load and next hop the other.
+// Rounds are interleaved, and each has processes of its own, as what V8 makes of the same program differs by
+// a tenth from one to the next. Where there are two cores, the server has one, load and next hop the other.
 import { execFileSync, spawn } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism, cpus, totalmem } from 'node:os';
@@ -7,8 +8,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 const ROUNDS = Number(process.env.ROUNDS ?? 5);
 const SECONDS = Number(process.env.SECONDS ?? 3);
+// As long as it takes until V8 makes nothing faster.
+const WARM_UP_SECONDS = 8;
 const CONNECTIONS = 64;
-const STARTS = 3;
 const NEXT_HOP_PORT = 18_200;
 const NEXT_HOP = `http://127.0.0.1:${NEXT_HOP_PORT}`;
 const isPinned = availableParallelism() >= 2 && hasTaskset();
@@ -23,7 +25,7 @@ const SERVERS = [
   { name: 'Fastify + @fastify/reply-from', program: 'peers/reply-from.js' },
   { name: 'Express 5 + undici', program: 'peers/express-undici.js' },
   { name: 'node:http + undici', program: 'peers/raw.js' },
-].map((server, i) => ({ ...server, port: 18_210 + 2 * i, full: [], quarter: [], startMs: [] }));
+].map((server, i) => ({ ...server, port: 18_210 + 2 * i, rounds: [] }));
 
 const running = [];
 
@@ -100,41 +102,40 @@ function memoryMiB({ pid }, field) {
 
 const median = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];
 
-async function measureStarts(server) {
-  for (let i = 0; i < STARTS; i++) {
-    const startedMs = performance.now();
-    const child = startServer(server);
-    await ready(`http://127.0.0.1:${server.port}/hello`);
-    server.startMs.push(performance.now() - startedMs);
-    await sleep(1000);
-    server.idle = memoryMiB(child, 'VmRSS');
-    await end(child);
-  }
+async function round(server) {
+  const url = `http://127.0.0.1:${server.port}/hello`;
+  const startedMs = performance.now();
+  const child = startServer(server);
+  await ready(url);
+  const startMs = performance.now() - startedMs;
+  await sleep(1000);
+  const idle = memoryMiB(child, 'VmRSS');
+  await load(url, CONNECTIONS, WARM_UP_SECONDS);
+  const full = await load(url, CONNECTIONS, SECONDS);
+  const quarter = await load(url, CONNECTIONS, SECONDS, full.perSecond / 4);
+  const peak = memoryMiB(child, 'VmHWM');
+  await end(child);
+  return { startMs, idle, full, quarter, peak };
 }
 
 async function compare() {
-  for (const server of SERVERS) await measureStarts(server);
-  for (const server of SERVERS) {
-    server.child = startServer(server);
-    await ready(`http://127.0.0.1:${server.port}/hello`);
-    await load(`http://127.0.0.1:${server.port}/hello`, CONNECTIONS, 2);
-  }
-  for (const kind of ['full', 'quarter'])
-    for (let round = 0; round < ROUNDS; round++)
-      for (const server of SERVERS) {
-        const rate = kind === 'full' ? undefined : median(server.full.map(({ perSecond }) => perSecond)) / 4;
-        server[kind].push(await load(`http://127.0.0.1:${server.port}/hello`, CONNECTIONS, SECONDS, rate));
-      }
-  for (const server of SERVERS) server.peak = memoryMiB(server.child, 'VmHWM');
-  for (const { child } of SERVERS) await end(child);
+  for (let i = 0; i < ROUNDS; i++) for (const server of SERVERS) server.rounds.push(await round(server));
 }
 
-// The same api at more and more connections, and the gateway's lists, with a real api2 behind them.
+// The same program at more and more connections, and api's lists, with a real api2 behind them.
 async function growth() {
   const rows = [];
-  for (const connections of [1, 64, 512, 4096]) {
-    const server = { program: API, port: 18_240, env: { MAX_IN_FLIGHT: '10000', API2_TIMEOUT_MS: '10000' } };
-    rows.push(await grow(`\`/hello\`, ${connections} connections`, server, '/hello', connections));
+  const [raw, bare] = ['node:http', 'Express 5 + undici'].map(named);
+  for (const { name, program, counts } of [
+    { ...named('api'), counts: [1, 64, 512, 4096] },
+    { ...bare, counts: [64, 4096] },
+    { ...raw, counts: [64, 4096] },
+  ]) {
+    const server = { program, port: 18_240, env: { MAX_IN_FLIGHT: '10000', API2_TIMEOUT_MS: '10000' } };
+    const own = [];
+    for (const connections of counts) own.push(await grow(name, server, '/hello', connections));
+    const usual = own.find(({ connections }) => connections === CONNECTIONS);
+    rows.push(...own.map((row) => ({ ...row, cost: usual.perSecond / row.perSecond })));
   }
   const api2 = start(1, [API2], {
     HOST: '127.0.0.1',
@@ -148,7 +149,7 @@ async function growth() {
   for (let i = 0; i < 120; i++) await post(`Volume ${i}`);
   for (const limit of [20, 100]) {
     const server = { program: API, port: 18_240, env: { API2_URL: 'http://127.0.0.1:18250' } };
-    rows.push(await grow(`\`/books\`, ${limit} items, 64 connections`, server, `/books?limit=${limit}`, 64));
+    rows.push(await grow('api', server, `/books?limit=${limit}`, CONNECTIONS));
   }
   await end(api2);
   return rows;
@@ -166,23 +167,27 @@ async function grow(name, server, path, connections) {
   const child = startServer(server);
   const url = `http://127.0.0.1:${server.port}`;
   await ready(`${url}/hello`);
-  await load(url + path, connections, 2);
+  await load(url + path, CONNECTIONS, WARM_UP_SECONDS);
   const rounds = [];
   for (let i = 0; i < 3; i++) rounds.push(await load(url + path, connections, SECONDS));
   const peak = memoryMiB(child, 'VmHWM');
   await end(child);
+  const figure = (name) => medianOf({ rounds }, (round) => round[name]);
   return {
     name,
-    perSecond: median(rounds.map((round) => round.perSecond)),
-    p99: median(rounds.map(({ p99 }) => p99)),
+    path,
+    connections,
+    perSecond: figure('perSecond'),
+    p99: figure('p99'),
+    settledMs: figure('settledMs'),
     failed: rounds.reduce((sum, { failed }) => sum + failed, 0),
     peak,
   };
 }
 
 const whole = (value) => Math.round(value).toLocaleString('en');
-const perSecondOf = ({ full }) => median(full.map(({ perSecond }) => perSecond));
-const latency = (rounds, name) => median(rounds.map((round) => round[name])).toFixed(2);
+const medianOf = ({ rounds }, figure) => median(rounds.map(figure));
+const perSecondOf = (server) => medianOf(server, ({ full }) => full.perSecond);
 const named = (name) => SERVERS.find((server) => server.name.startsWith(name));
 
 function comparison() {
@@ -191,14 +196,14 @@ function comparison() {
     server.name,
     whole(perSecondOf(server)),
     (own / perSecondOf(server)).toFixed(2),
-    latency(server.full, 'p50'),
-    latency(server.full, 'p99'),
-    latency(server.quarter, 'p50'),
-    latency(server.quarter, 'p99'),
-    whole(server.idle),
-    whole(server.peak),
-    whole(median(server.startMs)),
-    [...server.full, ...server.quarter].reduce((sum, { failed }) => sum + failed, 0),
+    medianOf(server, ({ full }) => full.p50).toFixed(2),
+    medianOf(server, ({ full }) => full.p99).toFixed(2),
+    medianOf(server, ({ quarter }) => quarter.p50).toFixed(2),
+    medianOf(server, ({ quarter }) => quarter.p99).toFixed(2),
+    whole(medianOf(server, ({ idle }) => idle)),
+    whole(medianOf(server, ({ peak }) => peak)),
+    whole(medianOf(server, ({ startMs }) => startMs)),
+    server.rounds.reduce((sum, { full, quarter }) => sum + full.failed + quarter.failed, 0),
   ]);
 }
 
@@ -206,15 +211,16 @@ function aims() {
   const ratio = (one, other) => perSecondOf(named(one)) / perSecondOf(named(other));
   const api = named('api');
   const bare = named('Express 5 + undici');
-  const apart = Number(latency(api.quarter, 'p99')) - Number(latency(bare.quarter, 'p99'));
+  const [own, other] = [api, bare].map((server) => medianOf(server, ({ quarter }) => quarter.p99));
+  const apart = own - other;
   return [
     ['api ÷ Express 5 + undici', ratio('api', 'Express 5 + undici').toFixed(2), '≥ 0.8'],
     ['api ÷ Fastify + reply-from', ratio('api', 'Fastify').toFixed(2), '≥ 1.15'],
     ['api ÷ the tutorial program', ratio('api', 'Express 4').toFixed(2), '≥ 2.2'],
     ['api with collapsing ÷ node:http + undici', ratio('api, COLLAPSE', 'node:http').toFixed(2), '≥ 1.3'],
     ['p99 at a quarter of full load, api − Express 5 + undici', `${apart.toFixed(2)} ms`, '≤ 1 ms'],
-    ['idle memory of api', `${whole(api.idle)} MiB`, '≤ 90 MiB'],
-    ['start to ready of api', `${whole(median(api.startMs))} ms`, '≤ 300 ms'],
+    ['idle memory of api', `${whole(medianOf(api, ({ idle }) => idle))} MiB`, '≤ 90 MiB'],
+    ['start to ready of api', `${whole(medianOf(api, ({ startMs }) => startMs))} ms`, '≤ 300 ms'],
   ];
 }
 
@@ -239,7 +245,7 @@ await compare();
 const rows = await growth();
 const text = `# Results
 
-${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.versions.node}; ${isPinned ? 'the server on one core, load and next hop on another' : 'not pinned to cores'}. ${CONNECTIONS} connections, medians of ${ROUNDS} interleaved rounds of ${SECONDS} s. A quarter is a steady load of a quarter of what the program itself does at most. Latencies in ms, memory in MiB.
+${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.versions.node}; ${isPinned ? 'the server on one core, load and next hop on another' : 'not pinned to cores'}. ${CONNECTIONS} connections, medians of ${ROUNDS} interleaved rounds, each in a process of its own: ${WARM_UP_SECONDS} s to warm up, ${SECONDS} s at full load, ${SECONDS} s at a quarter. A quarter is a steady load of a quarter of what the program itself does at most. Latencies in ms, memory in MiB.
 
 ${table(['program', 'requests/s', 'api ÷ it', 'p50', 'p99', 'p50 at a quarter', 'p99 at a quarter', 'memory idle', 'peak', 'start to ready, ms', 'failed'], comparison())}
 
@@ -247,12 +253,28 @@ ${table(['figure', 'measured', 'aim'], aims())}
 
 ## Growth
 
+Cost is that of a request, in those at 64 connections. All answered: from the first connection's begin until each had its first answer, ms; what follows is counted from then on.
+
 ${table(
-  ['what', 'requests/s', 'p99', 'memory at its peak', 'failed'],
-  rows.map(({ name, perSecond, p99, peak, failed }) => [
+  [
+    'program',
+    'path',
+    'connections',
+    'requests/s',
+    'cost',
+    'p99',
+    'all answered',
+    'memory at its peak',
+    'failed',
+  ],
+  rows.map(({ name, path, connections, perSecond, cost, p99, settledMs, peak, failed }) => [
     name,
+    `\`${path}\``,
+    connections,
     whole(perSecond),
+    cost?.toFixed(2) ?? '',
     p99.toFixed(1),
+    whole(settledMs),
     whole(peak),
     failed,
   ]),

@@ -24,7 +24,7 @@ test.each([
 
 test('the time-outs are checked often enough to hold, and idle connections outlast those of the client', () => {
   expect(TIMEOUTS.connectionsCheckingInterval).toBeLessThanOrEqual(TIMEOUTS.headersTimeout / 5);
-  expect(TIMEOUTS.keepAliveTimeout).toBeGreaterThan(60_000);
+  expect(TIMEOUTS.idleTimeout).toBeGreaterThan(60_000);
 });
 
 test('a client that takes nothing of its answer is cut off, one that waits for it is not', async () => {
@@ -50,6 +50,33 @@ test('a client that takes nothing of its answer is cut off, one that waits for i
   await once(client, 'close');
   expect(received).toBeLessThan(64 * 1024 * 1024);
   reader.destroy();
+  await server.finish();
+});
+
+test('a connection without a request is cut off after the time-out, one that is used or waits is not', async () => {
+  const server = new HttpServer(
+    (req, res) => {
+      if (req.url === '/slow') setTimeout(() => res.end('slow'), 800);
+      else res.end('ok');
+    },
+    { ...TIMEOUTS, unreadTimeout: 200, idleTimeout: 400 },
+  );
+  const port = await server.listen('127.0.0.1', 0);
+  const ask = (path = '/') => `GET ${path} HTTP/1.1\r\nhost: a\r\n\r\n`;
+  const idle = connect(port, '127.0.0.1', () => idle.write(ask())).resume();
+  await once(idle, 'data');
+  const idleFromMs = performance.now();
+  const waits = connect(port, '127.0.0.1', () => waits.write(ask('/slow')));
+  const used = connect(port, '127.0.0.1', () => used.write(ask())).resume();
+  const use = setInterval(() => used.write(ask()), 100);
+  used.once('close', () => clearInterval(use));
+  await once(idle, 'close');
+  expect(performance.now() - idleFromMs).toBeGreaterThanOrEqual(395);
+  expect(performance.now() - idleFromMs).toBeLessThan(700);
+  const [answer] = await once(waits, 'data');
+  expect(String(answer)).toContain('slow');
+  expect(used.destroyed).toBe(false);
+  used.destroy();
   await server.finish();
 });
 

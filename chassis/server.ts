@@ -17,8 +17,8 @@ export const TIMEOUTS = {
   headersTimeout: 10_000,
   requestTimeout: 30_000,
   connectionsCheckingInterval: 1000,
-  // Longer than the 30 s of our own client and the 60 s of the usual load balancers: whoever asks also closes.
-  keepAliveTimeout: 65_000,
+  /** For a connection without a request: longer than the 30 s of our own client and the 60 s of the usual load balancers, as whoever asks also closes. */
+  idleTimeout: 65_000,
   /** For a client that takes nothing of its answer. */
   unreadTimeout: 30_000,
 };
@@ -27,16 +27,18 @@ export const TIMEOUTS = {
 // some would be made only after a second.
 const BACKLOG = 4096;
 
-// How often within `unreadTimeout` is looked whether a client takes its answer.
+// How often within `unreadTimeout` all connections are looked at.
 const CHECKS = 5;
 
 /** What is known of a connection. */
 interface Connection {
   /** Requests without a whole answer yet. */
   requests: number;
-  /** Bytes that waited to be sent at the last check, and how many checks found as many. */
+  /** Bytes that waited to be sent at the last check, and how many checks in a row found as many. */
   unsent: number;
-  checks: number;
+  unreadChecks: number;
+  /** How many checks in a row found it without a request. */
+  idleChecks: number;
 }
 
 /** A port that can't be had, in one plain sentence. */
@@ -46,20 +48,25 @@ export class ListenError extends Error {}
 export class HttpServer {
   private readonly server: Server;
   private readonly connections = new Map<Socket, Connection>();
+  private readonly mostIdleChecks: number;
   private isFinishing = false;
 
-  constructor(app: RequestListener, { unreadTimeout, ...timeouts } = TIMEOUTS) {
-    this.server = createServer({ ...timeouts, ...classesFor(app) }, (req, res) => {
+  constructor(app: RequestListener, { unreadTimeout, idleTimeout, ...timeouts } = TIMEOUTS) {
+    const everyMs = unreadTimeout / CHECKS;
+    // Node's own time-outs for sockets, set anew with each request, cost a tenth of all requests per second.
+    const own = { keepAliveTimeout: 0, optimizeEmptyRequests: true };
+    this.server = createServer({ ...timeouts, ...own, ...classesFor(app) }, (req, res) => {
       this.began(req.socket, res);
       if (!req.url?.startsWith('/')) req.url = originForm(req);
       app(req, res);
     });
     this.server.on('connection', (socket: Socket) => {
-      this.connections.set(socket, { requests: 0, unsent: 0, checks: 0 });
+      this.connections.set(socket, { requests: 0, unsent: 0, unreadChecks: 0, idleChecks: 0 });
       socket.once('close', () => this.connections.delete(socket));
     });
-    // Node's own time-out for sockets costs a sixteenth of all requests per second.
-    const check = setInterval(() => this.cutOffUnread(), unreadTimeout / CHECKS).unref();
+    // The first check may come at once.
+    this.mostIdleChecks = Math.ceil(idleTimeout / everyMs) + 1;
+    const check = setInterval(() => this.check(), everyMs).unref();
     this.server.once('close', () => clearInterval(check));
   }
 
@@ -96,21 +103,27 @@ export class HttpServer {
     const connection = this.connections.get(socket);
     if (connection === undefined) return;
     connection.requests++;
+    connection.idleChecks = 0;
     res.on('close', () => {
       connection.requests--;
       if (connection.requests === 0 && this.isFinishing) socket.destroySoon();
     });
   }
 
-  private cutOffUnread() {
+  private check() {
     for (const [socket, connection] of this.connections) {
-      const { writableLength } = socket;
-      connection.checks =
-        writableLength > 0 && writableLength === connection.unsent ? connection.checks + 1 : 0;
-      connection.unsent = writableLength;
-      if (connection.checks === CHECKS) socket.destroy();
+      count(socket, connection);
+      const { unreadChecks, idleChecks } = connection;
+      if (unreadChecks === CHECKS || idleChecks === this.mostIdleChecks) socket.destroy();
     }
   }
+}
+
+function count({ writableLength }: Socket, connection: Connection) {
+  const isUnread = writableLength > 0 && writableLength === connection.unsent;
+  connection.unsent = writableLength;
+  connection.unreadChecks = isUnread ? connection.unreadChecks + 1 : 0;
+  connection.idleChecks = connection.requests === 0 ? connection.idleChecks + 1 : 0;
 }
 
 // A server takes a target with scheme and host too (RFC 9112, section 3.2.2), and Express does not take

@@ -32,7 +32,10 @@ export function fingerprintOf({ title, author, year }: NewBook) {
 /** The idempotency key belongs to another book. */
 export class KeyReused extends Error {}
 
-/** The database cannot be reached, or is busy, for now. Nothing was changed. */
+/**
+ * The database cannot be reached, or is busy, for now. Nothing was acknowledged; whether a commit that broke
+ * off happened can't be known.
+ */
 export class StoreUnavailable extends Error {}
 
 /** How long an idempotency key is remembered. */
