@@ -6,6 +6,10 @@ const MOST_HELD = 16_384;
 // Of UTF-8, for a unit of a string.
 const MOST_BYTES_PER_UNIT = 3;
 const LONGEST_HELD_MS = 100;
+// One write at a time is under way, and a turn of the event loop under overload makes a megabyte of log.
+const MOST_PER_WRITE = 1024 * 1024;
+// What reads the log may stall; the service goes on without it.
+const MOST_WAITING = 16 * 1024 * 1024;
 
 /**
  * A logger that writes a JSON line per entry to standard output; `pretty` makes them readable for a
@@ -22,13 +26,18 @@ export function createLogger(
     timestamp: isoTime(),
     formatters: { level: (label) => ({ level: label }) },
   };
-  return pino(options, logFormat === 'pretty' ? prettyOutput() : bufferedOutput());
+  if (logFormat === 'pretty') return pino(options, prettyOutput());
+  const log = pino(
+    options,
+    bufferedOutput((lines) => log.warn({ lines }, 'log lines lost: they are read too slowly')),
+  );
+  return log;
 }
 
 // A system call for each line costs a tenth of the throughput, and pino's own buffer measures all that it
 // holds again with each line, so it is handed whole pieces. What is left is written out when the process
 // exits; only a SIGKILL loses lines, those of the last tenth of a second.
-function bufferedOutput(): DestinationStream {
+function bufferedOutput(onLost: (lines: number) => void): DestinationStream {
   let held = Buffer.allocUnsafe(MOST_HELD);
   let bytes = 0;
   const handOver = () => {
@@ -39,7 +48,20 @@ function bufferedOutput(): DestinationStream {
   };
   // Before pino's own handler, which empties the output.
   process.once('exit', handOver);
-  const output = pino.destination({ sync: false, contentMode: 'buffer' });
+  const output = pino.destination({
+    sync: false,
+    contentMode: 'buffer',
+    maxWrite: MOST_PER_WRITE,
+    maxLength: MOST_WAITING,
+  });
+  let lost = 0;
+  output.on('drop', (piece) => {
+    lost += String(piece).split('\n').length - 1;
+  });
+  output.on('drain', () => {
+    if (lost > 0) onLost(lost);
+    lost = 0;
+  });
   // Its types know of text only.
   const write = (piece: Buffer) => output.write(piece as unknown as string);
   setInterval(handOver, LONGEST_HELD_MS).unref();
