@@ -80,6 +80,36 @@ test('a connection without a request is cut off after the time-out, one that is 
   await server.finish();
 });
 
+test('of many requests at once, a turn of the event loop begins 64; the others follow in order, but those whose client left', async () => {
+  const turns: number[] = [];
+  const begun: string[] = [];
+  let turn = 0;
+  let isOver = false;
+  const nextTurn = () => {
+    turn++;
+    if (!isOver) setImmediate(nextTurn);
+  };
+  const server = new HttpServer((req, res) => {
+    turns[turn] = (turns[turn] ?? 0) + 1;
+    begun.push(String(req.url));
+    res.end('ok');
+  });
+  const port = await server.listen('127.0.0.1', 0);
+  const clients = Array.from({ length: 300 }, () => connect(port, '127.0.0.1').resume());
+  await Promise.all(clients.map((client) => once(client, 'connect')));
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  nextTurn();
+  const answered = clients.slice(0, 299).map((client) => once(client, 'data'));
+  for (const [i, client] of clients.entries()) client.write(`GET /${i} HTTP/1.1\r\nhost: a\r\n\r\n`);
+  clients[299]?.resetAndDestroy();
+  await Promise.all(answered);
+  isOver = true;
+  expect(Math.max(...turns.filter(Number.isFinite))).toBe(64);
+  expect(begun).toEqual(clients.slice(0, 299).map((_client, i) => `/${i}`));
+  for (const client of clients) client.destroy();
+  await server.finish();
+}, 10_000);
+
 describe('finishing', () => {
   test.each([
     ['says nothing', ''],

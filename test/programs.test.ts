@@ -1,3 +1,5 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { connect } from 'node:net';
 import { Agent, request } from 'undici';
 import { type Program, runToEnd, start } from './programs';
@@ -163,4 +165,36 @@ test('bytes that are no HTTP get 400 and are cut off', async () => {
   let answer = '';
   for await (const data of client) answer += data;
   expect(answer).toMatch(/^HTTP\/1\.1 400 /);
+});
+
+test('log lines that nobody reads wait up to a bound; those lost are counted once they are read again', async () => {
+  const script = `
+    const log = require('./dist/chassis/logger').createLogger('api', { logLevel: 'info', logFormat: 'json' });
+    const text = 'x'.repeat(1000);
+    let written = 0;
+    const write = () => {
+      for (let i = 0; i < 1000; i++) log.info({ text }, 'line ' + written++);
+      if (written < 40_000) return setImmediate(write);
+      process.stderr.write(String(process.memoryUsage().rss));
+      setTimeout(() => {}, 3000);
+    };
+    write();
+  `;
+  const child = spawn(process.execPath, ['-e', script], { stdio: ['ignore', 'pipe', 'pipe'] });
+  const [rss] = await once(child.stderr, 'data');
+  // 40 MB were logged, and the program alone takes 60 MB.
+  expect(Number(rss) / 2 ** 20).toBeLessThan(160);
+  let text = '';
+  child.stdout.on('data', (data) => {
+    text += data;
+  });
+  await once(child, 'exit');
+  const lines = text
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line));
+  const lost = lines.filter(({ msg }) => msg.startsWith('log lines lost'));
+  expect(lost).toMatchObject([{ level: 'warn' }]);
+  expect(lines.length - 1 + lost[0].lines).toBe(40_000);
+  expect(lost[0].lines).toBeGreaterThan(10_000);
 });
