@@ -1,3 +1,4 @@
+import { connect } from 'node:net';
 import { request } from 'undici';
 import { Load } from './load';
 import { docker, Stack } from './stack';
@@ -128,6 +129,38 @@ test('all of api2 gone, then back: errors within the deadline, first success wit
   process.stdout.write(`  first success ${Math.round(firstMs - readyMs)} ms after readiness\n`);
   expect(firstMs - readyMs).toBeLessThan(3000);
 }, 60_000);
+
+test('3000 clients that ask again at once: api lives within its memory, and goes on answering', async () => {
+  const [api] = await stack.containers('api');
+  const counts = new Map<string, number>();
+  const clients = Array.from({ length: 3000 }, () => greedyClient(counts));
+  await sleep(10_000);
+  for (const client of clients) client.destroy();
+  const [good = 0, refused = 0] = ['200', '503'].map((status) => counts.get(status));
+  process.stdout.write(`  200: ${good}, 503: ${refused}\n`);
+  expect(good).toBeGreaterThan(3000);
+  expect(refused).toBeGreaterThan(0);
+  expect(await docker('inspect', '--format', '{{.RestartCount}}', String(api))).toBe('0');
+  await sleep(1000);
+  const { statusCode, body } = await request(hello);
+  await body.dump();
+  expect(statusCode).toBe(200);
+}, 60_000);
+
+function greedyClient(counts: Map<string, number>) {
+  const socket = connect(Number(hello.port), hello.hostname);
+  const ask = () => socket.write(`GET ${hello.pathname} HTTP/1.1\r\nhost: a\r\n\r\n`);
+  socket.on('error', () => {});
+  socket.on('connect', ask);
+  socket.on('data', (data) => {
+    const status = /^HTTP\/1\.1 (\d+)/.exec(data.toString('latin1', 0, 16))?.[1];
+    // The rest of an answer.
+    if (status === undefined) return;
+    counts.set(status, (counts.get(status) ?? 0) + 1);
+    ask();
+  });
+  return socket;
+}
 
 test('footprint: under 40 MB of our own on top of the base, idle memory of both under 200 MiB', async () => {
   const [api, api2] = [...(await stack.containers('api')), ...(await stack.containers('api2'))];
