@@ -36,25 +36,30 @@ export function createLogger(
 
 // A system call for each line costs a tenth of the throughput, and pino's own buffer measures all that it
 // holds again with each line, so it is handed whole pieces. What is left is written out when the process
-// exits; only a SIGKILL loses lines, those of the last tenth of a second.
+// exits; a SIGKILL loses what is held and what waits.
 function bufferedOutput(onLost: (lines: number) => void): DestinationStream {
-  let held = Buffer.allocUnsafe(MOST_HELD);
+  const held = Buffer.allocUnsafe(MOST_HELD);
   let bytes = 0;
   const handOver = () => {
     if (bytes === 0) return;
-    write(held.subarray(0, bytes));
-    held = Buffer.allocUnsafe(MOST_HELD);
+    // A copy as long as its lines, so that what waits is bounded by their length.
+    write(Buffer.from(held.subarray(0, bytes)));
     bytes = 0;
   };
+  let lost = 0;
   // Before pino's own handler, which empties the output.
-  process.once('exit', handOver);
+  process.once('exit', () => {
+    // The last lines tell why: nothing is refused any more.
+    Object.assign(output, { maxLength: 0 });
+    if (lost > 0) onLost(lost);
+    handOver();
+  });
   const output = pino.destination({
     sync: false,
     contentMode: 'buffer',
     maxWrite: MOST_PER_WRITE,
     maxLength: MOST_WAITING,
   });
-  let lost = 0;
   output.on('drop', (piece) => {
     lost += String(piece).split('\n').length - 1;
   });

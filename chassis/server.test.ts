@@ -110,6 +110,22 @@ test('of many requests at once, a turn of the event loop begins 64; the others f
   await server.finish();
 }, 10_000);
 
+test('a connection that pipelines without end is cut off, and its requests do not pile up', async () => {
+  let begun = 0;
+  const server = new HttpServer((_req, res) => {
+    begun++;
+    setTimeout(() => res.end('ok'), 50);
+  });
+  const port = await server.listen('127.0.0.1', 0);
+  const client = connect(port, '127.0.0.1', () =>
+    client.write('GET / HTTP/1.1\r\nhost: a\r\n\r\n'.repeat(10_000)),
+  );
+  client.resume().on('error', () => {});
+  await new Promise((resolve) => client.once('close', resolve));
+  expect(begun).toBeLessThanOrEqual(128);
+  await server.finish();
+});
+
 describe('finishing', () => {
   test.each([
     ['says nothing', ''],

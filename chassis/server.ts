@@ -32,6 +32,9 @@ const BACKLOG = 4096;
 // would miss its deadline; so those past the first of a turn wait for the next.
 const MOST_PER_TURN = 64;
 
+// Of one connection, without an answer. Nobody pipelines that many, and Node reads on while they only wait.
+const MOST_PIPELINED = 128;
+
 // How often within `unreadTimeout` all connections are looked at.
 const CHECKS = 5;
 
@@ -42,7 +45,8 @@ interface Connection {
   /** Bytes that waited to be sent at the last check, and how many checks in a row found as many. */
   unsent: number;
   unreadChecks: number;
-  /** How many checks in a row found it without a request. */
+  /** Bytes that had come at the last check, and how many checks in a row found no more and no request. */
+  received: number;
   idleChecks: number;
 }
 
@@ -66,12 +70,12 @@ export class HttpServer {
     // Node's own time-outs for sockets, set anew with each request, cost a tenth of all requests per second.
     const own = { keepAliveTimeout: 0, optimizeEmptyRequests: true };
     this.server = createServer({ ...timeouts, ...own, ...classesFor(app) }, (req, res) => {
-      this.began(req.socket, res);
+      if (!this.began(req.socket, res)) return;
       if (!req.url?.startsWith('/')) req.url = originForm(req);
       this.handle(req, res);
     });
     this.server.on('connection', (socket: Socket) => {
-      this.connections.set(socket, { requests: 0, unsent: 0, unreadChecks: 0, idleChecks: 0 });
+      this.connections.set(socket, { requests: 0, unsent: 0, unreadChecks: 0, received: 0, idleChecks: 0 });
       socket.once('close', () => this.connections.delete(socket));
     });
     // The first check may come at once.
@@ -111,13 +115,17 @@ export class HttpServer {
 
   private began(socket: Socket, res: ServerResponse) {
     const connection = this.connections.get(socket);
-    if (connection === undefined) return;
-    connection.requests++;
+    if (connection === undefined) return false;
+    if (++connection.requests > MOST_PIPELINED) {
+      socket.destroy();
+      return false;
+    }
     connection.idleChecks = 0;
     res.on('close', () => {
       connection.requests--;
       if (connection.requests === 0 && this.isFinishing) socket.destroySoon();
     });
+    return true;
   }
 
   private handle(req: IncomingMessage, res: ServerResponse) {
@@ -144,11 +152,13 @@ export class HttpServer {
   }
 }
 
-function count({ writableLength }: Socket, connection: Connection) {
+function count({ writableLength, bytesRead }: Socket, connection: Connection) {
   const isUnread = writableLength > 0 && writableLength === connection.unsent;
   connection.unsent = writableLength;
   connection.unreadChecks = isUnread ? connection.unreadChecks + 1 : 0;
-  connection.idleChecks = connection.requests === 0 ? connection.idleChecks + 1 : 0;
+  const isIdle = connection.requests === 0 && bytesRead === connection.received;
+  connection.received = bytesRead;
+  connection.idleChecks = isIdle ? connection.idleChecks + 1 : 0;
 }
 
 // A server takes a target with scheme and host too (RFC 9112, section 3.2.2), and Express does not take

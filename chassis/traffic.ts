@@ -64,11 +64,10 @@ export class Traffic {
 
   /** Writes the log lines of the requests that have ended: before the process exits, that can't wait. */
   logEnded() {
-    for (const line of this.lines) {
+    for (const line of this.lines.splice(0)) {
       if (line.status >= 500) this.log.error(line, 'request completed');
       else this.log.info(line, 'request completed');
     }
-    this.lines.length = 0;
   }
 
   private ended(req: Request, res: Response) {

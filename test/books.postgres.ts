@@ -124,10 +124,14 @@ describe('several processes', () => {
   test('a database that is not there at the start: it starts, is not ready, and becomes it', async () => {
     await postgres.stop();
     const one = await api2();
-    expect(await readiness(one)).toBe('503 waiting\n');
+    for (let i = 0; i < 3; i++) expect(await readiness(one)).toBe('503 waiting\n');
     await postgres.start();
     expect(await readiness(one)).toBe('200 ok\n');
     expect((await post(one, 'Emma')).status).toBe(201);
+    expect(await one.stop()).toBe(0);
+    expect(one.lines().filter(({ msg }) => msg === 'database not usable')).toMatchObject([
+      { level: 'warn', err: { type: 'StoreUnavailable' } },
+    ]);
   });
 });
 

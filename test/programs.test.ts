@@ -188,7 +188,7 @@ test('log lines that nobody reads wait up to a bound; those lost are counted onc
   child.stdout.on('data', (data) => {
     text += data;
   });
-  await once(child, 'exit');
+  await once(child, 'close');
   const lines = text
     .trimEnd()
     .split('\n')

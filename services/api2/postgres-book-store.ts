@@ -51,9 +51,13 @@ interface Row {
 export class PostgresBookStore implements BookStore {
   private readonly pool: Pool;
   private migrated: Promise<void> | undefined;
+  private wasReady = true;
 
   /** @param url of the database; nothing is asked of it yet */
-  constructor(url: string, log: Logger) {
+  constructor(
+    url: string,
+    private readonly log: Logger,
+  ) {
     this.pool = new Pool({
       connectionString: url,
       max: CONNECTIONS,
@@ -70,10 +74,13 @@ export class PostgresBookStore implements BookStore {
   async isReady() {
     try {
       await this.withClient((client) => client.query('SELECT 1'));
-      return true;
-    } catch {
-      return false;
+      this.wasReady = true;
+    } catch (err) {
+      // Told once, not by each probe.
+      if (this.wasReady) this.log.warn({ err }, 'database not usable');
+      this.wasReady = false;
     }
+    return this.wasReady;
   }
 
   list(limit: number, after = '0') {
