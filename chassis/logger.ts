@@ -47,11 +47,15 @@ function bufferedOutput(onLost: (lines: number) => void): DestinationStream {
     bytes = 0;
   };
   let lost = 0;
+  const tellLost = () => {
+    if (lost > 0) onLost(lost);
+    lost = 0;
+  };
   // Before pino's own handler, which empties the output.
   process.once('exit', () => {
-    // The last lines tell why: nothing is refused any more.
-    Object.assign(output, { maxLength: 0 });
-    if (lost > 0) onLost(lost);
+    // The last lines tell why: nothing is refused any more, nor left to a thread that may end before it wrote.
+    Object.assign(output, { maxLength: 0, sync: true });
+    tellLost();
     handOver();
   });
   const output = pino.destination({
@@ -63,10 +67,7 @@ function bufferedOutput(onLost: (lines: number) => void): DestinationStream {
   output.on('drop', (piece) => {
     lost += String(piece).split('\n').length - 1;
   });
-  output.on('drain', () => {
-    if (lost > 0) onLost(lost);
-    lost = 0;
-  });
+  output.on('drain', tellLost);
   // Its types know of text only.
   const write = (piece: Buffer) => output.write(piece as unknown as string);
   setInterval(handOver, LONGEST_HELD_MS).unref();

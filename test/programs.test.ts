@@ -110,6 +110,29 @@ test('a second signal makes it exit 1 at once', async () => {
   expect(performance.now() - startedMs).toBeLessThan(300);
 });
 
+test('a second signal loses no log line, not even of a request that ends in the same turn of the event loop', async () => {
+  let answer = () => {};
+  const hop = await httpHop((_req, res) => {
+    answer = () => res.end('ok');
+  });
+  cleanups.push(() => hop.close());
+  const api = await started('api', { API2_URL: hop.origin, DRAIN_MS: '5000' });
+  const client = get(`${api.url}/hello`);
+  await sleep(200);
+  const exited = api.stop();
+  await sleep(200);
+  // While it stands still, both come: it finds them together.
+  api.child.kill('SIGSTOP');
+  answer();
+  await sleep(50);
+  api.child.kill('SIGTERM');
+  api.child.kill('SIGCONT');
+  expect(await client).toMatchObject({ status: 200 });
+  expect(await exited).toBe(1);
+  const told = api.lines().filter(({ msg }) => msg === 'request completed');
+  expect(told).toMatchObject([{ status: 200 }]);
+});
+
 test('a fault is not taken while it stops', async () => {
   const api2 = await started('api2', { FAULTS: 'on', DRAIN_MS: '500' });
   const stopped = api2.stop();
