@@ -3,49 +3,62 @@ import express, { type Request, type RequestHandler } from 'express';
 import type { z } from 'zod';
 import { Problem } from './problem';
 
-const MOST_BYTES = 100 * 1000;
+const MAX_BYTES = 100 * 1000;
 
 const PROBLEMS: Readonly<Record<string, [status: number, code: string, detail: string]>> = {
   'entity.parse.failed': [400, 'malformed_json', 'The body is not JSON.'],
   'entity.verify.failed': [400, 'malformed_json', 'The body is not JSON.'],
   'encoding.unsupported': [415, 'unsupported_media_type', 'A content coding is not taken here.'],
   'charset.unsupported': [415, 'unsupported_media_type', 'JSON is UTF-8.'],
-  'entity.too.large': [413, 'content_too_large', `The body is larger than ${MOST_BYTES / 1000} kB.`],
+  'entity.too.large': [413, 'content_too_large', `The body is larger than ${MAX_BYTES / 1000} kB.`],
 };
 
-/** Reads a JSON body of at most 100 kB into `req.body`; anything else is a problem. */
+/** Parses a JSON body of at most 100 kB into `req.body`; anything else is a problem. */
 export function jsonBody(): RequestHandler {
-  const parse = express.json({ strict: false, inflate: false, limit: MOST_BYTES, verify: isText });
-  return function jsonBody(req, res, next) {
-    refuseContentCoding(req);
-    if (isOfOtherType(req))
-      throw new Problem(415, 'unsupported_media_type', { detail: 'Send application/json.' });
-    parse(req, res, (error?: unknown) => {
+  return readsBody(express.json({ strict: false, inflate: false, limit: MAX_BYTES, verify: isText }), true);
+}
+
+/**
+ * Reads a JSON body of at most 100 kB into `req.body` as a Buffer, unparsed; undefined without a body. A body of
+ * another media type, length or content coding is a problem, before the body is read where its headers say so.
+ */
+export function wholeJsonBody(): RequestHandler {
+  return readsBody(express.raw({ type: () => true, inflate: false, limit: MAX_BYTES }), false);
+}
+
+function readsBody(read: RequestHandler, isRequired: boolean): RequestHandler {
+  return function readBody(req, res, next) {
+    checkBodyHeaders(req);
+    const { record } = res.locals;
+    record.isReceivingBody = true;
+    req.on('data', (chunk: Buffer) => record.buffered(chunk.length));
+    read(req, res, (error?: unknown) => {
+      record.isReceivingBody = false;
       const { type } = Object(error) as { type?: string };
       if (error && type !== undefined && type in PROBLEMS) next(problemOf(type));
-      else if (error || req.body === undefined) next(error ?? problemOf('entity.parse.failed'));
+      else if (error || (isRequired && req.body === undefined))
+        next(error ?? problemOf('entity.parse.failed'));
       else next();
     });
   };
 }
 
-/**
- * Refuses a request whose body is compressed.
- * @throws {Problem} 415
- */
-export function refuseContentCoding({ headers }: Request) {
-  const coding = headers['content-encoding'];
+function checkBodyHeaders(req: Request) {
+  const { 'content-encoding': coding, 'content-length': length } = req.headers;
   if (coding !== undefined && coding.toLowerCase() !== 'identity') throw problemOf('encoding.unsupported');
+  if (hasOtherType(req))
+    throw new Problem(415, 'unsupported_media_type', { detail: 'Send application/json.' });
+  if (Number(length) > MAX_BYTES) throw problemOf('entity.too.large');
 }
 
-// No body at all is no JSON, whatever its type would have been.
-function isOfOtherType(req: Request) {
+// An empty body is malformed JSON, whatever its type.
+function hasOtherType(req: Request) {
   const { 'content-type': type, 'content-length': length, 'transfer-encoding': transfer } = req.headers;
   if (type === undefined) return transfer !== undefined || Number(length ?? 0) > 0;
   return !/^\s*application\/json\s*(;|$)/i.test(type);
 }
 
-// Neither of which the parser minds.
+// body-parser accepts an empty body and invalid UTF-8.
 function isText(_req: unknown, _res: unknown, body: Buffer) {
   if (body.length === 0 || !isUtf8(body)) throw new Error('empty, or not UTF-8');
 }

@@ -27,6 +27,10 @@ export class RequestRecord implements HopRecord, Placed {
   readonly passedOn: string[];
   readonly span: ServerSpan | undefined;
   private readonly awaited: Awaited[] = [];
+  /** The client is still sending the body that a handler reads. */
+  isReceivingBody = false;
+  /** Bytes of bodies that were buffered for this request so far. */
+  bufferedBytes = 0;
   nextHop: string | undefined;
   nextHopMs: number | undefined;
   nextHopStatus: number | undefined;
@@ -38,6 +42,7 @@ export class RequestRecord implements HopRecord, Placed {
     req: Request,
     readonly res: Response,
     tracing: Tracing | undefined,
+    private readonly onBuffered: (bytes: number) => void = () => {},
   ) {
     const { headers } = req;
     this.requestId = requestIdFrom(headers['x-request-id']);
@@ -50,6 +55,29 @@ export class RequestRecord implements HopRecord, Placed {
       this.passOn('traceparent', headers);
       this.passOn('tracestate', headers);
     }
+  }
+
+  /** The service has nothing left to do but to wait for a slow client, which may go on for long and costs little. */
+  get isWaitingForClient() {
+    return this.isReceivingBody || this.res.writableEnded;
+  }
+
+  /** Bytes that are in memory only because the client is slow. */
+  get unsentBytes() {
+    return this.isReceivingBody ? this.bufferedBytes : this.res.writableLength;
+  }
+
+  /** Counts bytes that are buffered because the client may be slow. */
+  buffered(bytes: number) {
+    this.bufferedBytes += bytes;
+    this.onBuffered(bytes);
+  }
+
+  /** Closes the connection, as slow clients take too much memory. */
+  cutOff() {
+    this.failedBy('slow_client', new Error('cut off: too many bytes are buffered for slow clients'));
+    // A response that waits for an earlier one of its connection has no socket of its own yet.
+    this.res.req.socket.destroy();
   }
 
   /** What is under way to a next hop is cancelled when the client leaves. */

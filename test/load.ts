@@ -1,3 +1,4 @@
+import type { IncomingHttpHeaders } from 'node:http';
 import { Agent } from 'undici';
 
 interface Sample {
@@ -7,6 +8,7 @@ interface Sample {
   servedMs: number;
   /** 0 where there was no answer at all. */
   status: number;
+  proxyStatus: string | undefined;
 }
 
 /** A steady load on one URL from outside, whatever the answers are. */
@@ -40,17 +42,18 @@ export class Load {
 
   private send() {
     const atMs = performance.now();
-    const tell = (status: number, timing = '') => {
-      const servedMs = Number(/total;dur=([\d.]+)/.exec(timing)?.[1]);
-      this.samples.push({ atMs, ms: performance.now() - atMs, servedMs, status });
+    const record = (status: number, headers: IncomingHttpHeaders = {}) => {
+      const servedMs = Number(/total;dur=([\d.]+)/.exec(String(headers['server-timing']))?.[1]);
+      const proxyStatus = headers['proxy-status'] as string | undefined;
+      this.samples.push({ atMs, ms: performance.now() - atMs, servedMs, status, proxyStatus });
     };
     const request = this.agent
       .request({ origin: this.url.origin, path: this.url.pathname, method: 'GET' })
       .then(async ({ statusCode, body, headers }) => {
         await body.dump();
-        tell(statusCode, String(headers['server-timing']));
+        record(statusCode, headers);
       })
-      .catch(() => tell(0))
+      .catch(() => record(0))
       .finally(() => this.pending.delete(request));
     this.pending.add(request);
   }

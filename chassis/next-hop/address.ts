@@ -1,14 +1,16 @@
 import type { Dispatcher } from 'undici';
 import { Pool } from './undici';
 
-const DOUBTS_BEFORE_LEAVING = 3;
-const FIRST_TRIAL_AFTER_MS = 1000;
-const LONGEST_BEFORE_TRIAL_MS = 4000;
+const SUSPICIONS_BEFORE_EJECTION = 3;
+const FAILURES_BEFORE_EJECTION = 5;
+const FIRST_EJECTION_MS = 1000;
+const MAX_EJECTION_MS = 30_000;
 
 /**
- * One address of a next hop: its connections, and whether it answers. An address that takes no
- * connections is set aside at once, one that hangs or closes kept connections after three doubts in a
- * row; it comes back when a trial is answered.
+ * One address of a next hop: its connections, and whether it is ejected. An address is ejected at once when it
+ * accepts no connections, after three suspicions in a row (a slow response, a closed idle connection), and after
+ * five responses in a row with 502, 503 or 504. It comes back through a probe; each failed probe doubles the
+ * time to the next one.
  */
 export class Address {
   /** Kept connections. */
@@ -16,21 +18,22 @@ export class Address {
   /** New connections, each for one request, in place of kept ones that turned out to be closed. */
   readonly newConnections: Dispatcher;
   inFlight = 0;
-  isSetAside = false;
-  private doubts = 0;
-  private untilTrialMs = FIRST_TRIAL_AFTER_MS;
-  private trialAtMs = 0;
+  isEjected = false;
+  private suspicions = 0;
+  private consecutiveFailures = 0;
+  private ejectionMs = FIRST_EJECTION_MS;
+  private probeAtMs = 0;
 
   constructor(
     readonly ip: string,
     /** How many connections it may have at most. */
     readonly share: number,
     open: (connections: number) => Dispatcher,
-    before?: Address,
+    previous?: Address,
   ) {
     this.connections = open(share);
     this.newConnections = open(Math.ceil(share / 8));
-    if (before) this.takeOver(before);
+    if (previous) this.inherit(previous);
   }
 
   get openConnections() {
@@ -42,32 +45,39 @@ export class Address {
     return this.inFlight >= this.share;
   }
 
-  isDueForTrial(nowMs: number) {
-    return this.isSetAside && nowMs >= this.trialAtMs;
+  isDueForProbe(nowMs: number) {
+    return this.isEjected && nowMs >= this.probeAtMs;
   }
 
-  /** Nobody else is to try it until this trial has told. */
-  beginTrial() {
-    this.trialAtMs = Number.POSITIVE_INFINITY;
+  /** No other probe starts before this one has ended. */
+  startProbe() {
+    this.probeAtMs = Number.POSITIVE_INFINITY;
   }
 
-  answered() {
-    this.doubts = 0;
-    this.isSetAside = false;
-    this.untilTrialMs = FIRST_TRIAL_AFTER_MS;
+  /** It sent a response other than 502, 503 and 504. */
+  succeeded() {
+    this.suspicions = 0;
+    this.consecutiveFailures = 0;
+    this.isEjected = false;
+    this.ejectionMs = FIRST_EJECTION_MS;
   }
 
-  /** It is late, beaten by a later request, or closed a kept connection, be it for idleness: that alone does not tell yet. */
-  doubt(nowMs: number) {
-    if (++this.doubts >= DOUBTS_BEFORE_LEAVING) this.setAside(nowMs);
+  /** A slow response or a closed idle connection is only a suspicion; three in a row eject the address. */
+  suspect(nowMs: number) {
+    if (++this.suspicions >= SUSPICIONS_BEFORE_EJECTION) this.eject(nowMs);
   }
 
-  setAside(nowMs: number) {
-    // Requests that were under way together fail together: that is one failure, not many.
-    if (this.isSetAside && this.trialAtMs !== Number.POSITIVE_INFINITY) return;
-    this.isSetAside = true;
-    this.trialAtMs = nowMs + this.untilTrialMs;
-    this.untilTrialMs = Math.min(this.untilTrialMs * 2, LONGEST_BEFORE_TRIAL_MS);
+  /** It responded with 502, 503 or 504; five in a row eject the address. */
+  failed(nowMs: number) {
+    if (++this.consecutiveFailures >= FAILURES_BEFORE_EJECTION) this.eject(nowMs);
+  }
+
+  eject(nowMs: number) {
+    // Requests in flight together fail together: that is one failure, not many.
+    if (this.isEjected && this.probeAtMs !== Number.POSITIVE_INFINITY) return;
+    this.isEjected = true;
+    this.probeAtMs = nowMs + this.ejectionMs;
+    this.ejectionMs = Math.min(this.ejectionMs * 2, MAX_EJECTION_MS);
   }
 
   /** Closes idle connections now, others when their request ends. */
@@ -76,10 +86,10 @@ export class Address {
     await Promise.all([...new Set([this.connections, this.newConnections])].map((opened) => opened.close()));
   }
 
-  private takeOver(before: Address) {
-    this.isSetAside = before.isSetAside;
-    this.untilTrialMs = before.untilTrialMs;
-    this.trialAtMs = Math.min(before.trialAtMs, performance.now() + before.untilTrialMs);
+  private inherit(previous: Address) {
+    this.isEjected = previous.isEjected;
+    this.ejectionMs = previous.ejectionMs;
+    this.probeAtMs = Math.min(previous.probeAtMs, performance.now() + previous.ejectionMs);
   }
 }
 

@@ -40,7 +40,7 @@ export class Addresses {
 
   /**
    * The address for the next request: the one with the fewest in flight, in turn among equals;
-   * `avoid`, and those set aside after failures, only where there is no other.
+   * `avoid` and ejected addresses only if there is no other.
    * Undefined while the name has no known address.
    */
   choose(avoid?: Address): Address | undefined {
@@ -54,9 +54,10 @@ export class Addresses {
     return best;
   }
 
-  /** An address set aside whose time for a trial has come, while others carry the load. */
-  dueForTrial(nowMs: number): Address | undefined {
-    return this.known.length > 1 ? this.known.find((address) => address.isDueForTrial(nowMs)) : undefined;
+  /** An ejected address that is due for a probe. While all are ejected, all are used, and need none. */
+  dueForProbe(nowMs: number): Address | undefined {
+    const due = this.known.find((address) => address.isDueForProbe(nowMs));
+    return due !== undefined && this.known.some((address) => !address.isEjected) ? due : undefined;
   }
 
   /**
@@ -123,7 +124,7 @@ async function lookUpAll(hostname: string) {
 }
 
 function precedes(candidate: Address, best: Address, avoid: Address | undefined) {
-  const rank = Number(candidate.isSetAside) * 2 + Number(candidate === avoid);
-  const bestRank = Number(best.isSetAside) * 2 + Number(best === avoid);
+  const rank = Number(candidate.isEjected) * 2 + Number(candidate === avoid);
+  const bestRank = Number(best.isEjected) * 2 + Number(best === avoid);
   return rank === bestRank ? candidate.inFlight < best.inFlight : rank < bestRank;
 }

@@ -106,6 +106,85 @@ describe('spreading', () => {
     for (const { ms } of slow) expect(ms).toBeLessThan(450);
   });
 
+  /** Three replicas of which those in `broken` respond 503 at once, and the others after 50 ms. */
+  async function threeWithBroken(broken: ReadonlySet<string>) {
+    const first = await httpHop((_req, res) => void res.end(), '127.0.0.1');
+    await first.close();
+    const counts: Record<string, number> = {};
+    for (const host of three) {
+      const replica = await httpHop(
+        (_req, res) => {
+          counts[host] = (counts[host] ?? 0) + 1;
+          if (broken.has(host)) res.writeHead(503).end('broken');
+          else setTimeout(() => res.end(host), 50);
+        },
+        host,
+        first.port,
+      );
+      cleanups.push(() => replica.close());
+    }
+    const hop = clientOf(`http://hop.test:${first.port}`, { lookup: addressesOf(three) });
+    return { hop, counts };
+  }
+
+  /** The statuses of `requests` requests at a steady 200 per second. */
+  async function statuses(hop: NextHop, requests: number) {
+    const responses = [];
+    for (let i = 0; i < requests; i++) {
+      responses.push(hop.get('/', caller()).then(({ status }) => status));
+      await sleep(5);
+    }
+    return Promise.all(responses);
+  }
+
+  test('one of three that responds 503 at once costs no caller anything, and comes back when it is well', async () => {
+    const broken = new Set(['127.0.0.2']);
+    const { hop, counts } = await threeWithBroken(broken);
+    expect(new Set(await statuses(hop, 400))).toEqual(new Set([200]));
+    // Five in a row eject it; after that only probes reach it.
+    expect(counts['127.0.0.2']).toBeLessThan(12);
+    broken.clear();
+    const before = counts['127.0.0.2'] ?? 0;
+    const deadlineMs = performance.now() + 8000;
+    while ((counts['127.0.0.2'] ?? 0) < before + 20 && performance.now() < deadlineMs)
+      await statuses(hop, 50);
+    expect(counts['127.0.0.2']).toBeGreaterThanOrEqual(before + 20);
+  });
+
+  test('all three respond 503: every response is that status, for at most 1.25 requests each', async () => {
+    const { hop, counts } = await threeWithBroken(new Set(three));
+    expect(new Set(await statuses(hop, 400))).toEqual(new Set([503]));
+    const sent = Object.values(counts).reduce((sum, count) => sum + count, 0);
+    expect(sent).toBeGreaterThanOrEqual(400);
+    expect(sent).toBeLessThanOrEqual(500);
+  });
+
+  test.each([502, 503, 504])('a %i is retried on another address, for GET and HEAD only', async (status) => {
+    const hosts = ['127.0.0.1', '127.0.0.2'];
+    const [good] = await replicas(hosts[0] as string);
+    const bad = await httpHop((_req, res) => void res.writeHead(status).end('bad'), hosts[1], good?.port);
+    cleanups.push(() => bad.close());
+    const hop = clientOf(`http://hop.test:${good?.port}`, { lookup: addressesOf(hosts) });
+    for (let i = 0; i < 4; i++) expect((await hop.get('/', caller())).status).toBe(200);
+    expect(bad.requests()).toBeGreaterThan(0);
+    const post = { method: 'POST', path: '/', headers: [], body: undefined };
+    const sink = { begin() {}, write: () => true, end() {} };
+    const posted = [];
+    for (let i = 0; i < 4; i++) posted.push((await hop.forward(post, caller(), sink)).status);
+    expect(posted).toContain(status);
+  });
+
+  test.each([500, 501, 505, 429])('a %i is never retried', async (status) => {
+    const hosts = ['127.0.0.1', '127.0.0.2'];
+    const [good] = await replicas(hosts[0] as string);
+    const bad = await httpHop((_req, res) => void res.writeHead(status).end(), hosts[1], good?.port);
+    cleanups.push(() => bad.close());
+    const hop = clientOf(`http://hop.test:${good?.port}`, { lookup: addressesOf(hosts) });
+    const seen = [];
+    for (let i = 0; i < 4; i++) seen.push((await hop.get('/', caller())).status);
+    expect(seen.sort()).toEqual([200, 200, status, status]);
+  });
+
   test('no more connections than told are opened, all addresses together', async () => {
     const hops = await replicas(...three);
     const hop = clientOf(`http://hop.test:${hops[0]?.port}`, { lookup: addressesOf(three), connections: 6 });
@@ -152,7 +231,7 @@ describe('retries', () => {
     expect(server.requests()).toBeLessThanOrEqual(125);
   });
 
-  test('an answer with a status is never asked for again', async () => {
+  test('a 503 of a lone next hop is the response, and is not retried', async () => {
     const server = await httpHop((_req, res) => void res.writeHead(503).end());
     cleanups.push(() => server.close());
     const answer = await clientOf(server.origin).get('/', caller());

@@ -1,7 +1,6 @@
 import type { LookupAddress } from 'node:dns';
 import type { IncomingHttpHeaders } from 'node:http';
 import type { LookupFunction, Socket } from 'node:net';
-import { PassThrough, type Readable } from 'node:stream';
 import type { buildConnector as BuildConnector, Dispatcher } from 'undici';
 import type { Logger } from '../logger';
 import type { MeasuredHop, Metrics } from '../metrics';
@@ -57,13 +56,13 @@ export interface HopRecord {
   ): void;
 }
 
-/** A request that is passed on. */
+/** A request to forward, its body whole. */
 export interface ForwardedRequest {
   method: string;
   path: string;
   /** Names and values in turn, beside those that the caller's record passes on. */
   headers: string[];
-  body: Readable | undefined;
+  body: Buffer | undefined;
 }
 
 /**
@@ -130,22 +129,17 @@ export class NextHop implements MeasuredHop {
   }
 
   /**
-   * Passes a request on, and its answer to `sink` while it comes in. Resolves when the answer is whole.
+   * Forwards a request, and its response to `sink` while it arrives. Resolves when the response is whole.
    * It ends without one when it is abandoned.
    * @throws {HopFailure} when there is no usable answer, or it broke off, {CallerLeft} when it was abandoned
    */
   forward({ method, path, headers, body }: ForwardedRequest, record: HopRecord, sink: Sink): Promise<Answer> {
-    const upload = body ? new PassThrough() : null;
     const passedOn = this.headersFor(record, headers);
-    const request: HopRequest = { origin: this.origin, path, method, headers: passedOn, body: upload };
+    const request: HopRequest = { origin: this.origin, path, method, headers: passedOn, body: body ?? null };
     const timed = this.timed(sink, record, performance.now());
-    const answer = this.waitFor(record, (settle) => {
-      const exchange = new Exchange(this.hop, request, record.span, timed, settle);
-      body?.on('data', () => exchange.callerSent());
-      return exchange.start();
-    });
-    if (body && upload) pass(body, upload, answer);
-    return answer;
+    return this.waitFor(record, (settle) =>
+      new Exchange(this.hop, request, record.span, timed, settle).start(),
+    );
   }
 
   /** Closes every connection; what is under way on one ends by its own deadline. */
@@ -213,14 +207,6 @@ export class NextHop implements MeasuredHop {
       connect: connectTo(address, this.hop.timeoutMs / 4, () => this.connectionFails()),
     });
   }
-}
-
-// undici destroys a body that it cannot send, and the client's request is to outlive that: what is
-// left of it is read, so that its connection can be used again.
-function pass(body: Readable, upload: PassThrough, answer: Promise<unknown>) {
-  const dropRest = () => body.unpipe(upload).resume();
-  body.pipe(upload);
-  answer.then(dropRest, dropRest);
 }
 
 const NO_HEADERS: string[] = [];

@@ -1,15 +1,14 @@
 import type { IncomingHttpHeaders } from 'node:http';
-import type { PassThrough } from 'node:stream';
 import type { Dispatcher } from 'undici';
 import type { ClientSpan, ServerSpan } from '../tracing';
 import type { Address } from './address';
 import type { Addresses } from './addresses';
 import { Answer } from './answer';
 import type { Admission, CircuitBreaker } from './circuit-breaker';
-import { CallerLeft, type FailureType, failureType, HopFailure, RETRYABLE } from './failure';
+import { CallerLeft, type FailureType, failureType, HopFailure, isGatewayError, RETRYABLE } from './failure';
+import { Probe } from './probe';
 import type { RetryBudget } from './retry-budget';
 import type { Awaited, Settle } from './shared-exchanges';
-import { Trial } from './trial';
 
 /** What the exchanges with one next hop have in common. */
 export interface Hop {
@@ -30,7 +29,7 @@ export interface Hop {
 export type HopRequest = Dispatcher.DispatchOptions & {
   readonly headers: string[];
   readonly origin: URL;
-  readonly body: PassThrough | null;
+  readonly body: Buffer | null;
 };
 
 /** Where an answer goes while it comes in, whatever its status. Only one that is begun can be cut short. */
@@ -41,10 +40,10 @@ export interface Sink {
   end(): void;
 }
 
-const MOST_RETRIES = 2;
+const MAX_RETRIES = 2;
 const RETRY_JITTER_MS = 25;
 const MOST_CHUNKS = 1000;
-const MOST_DISCARDED_BYTES = 64 * 1024;
+const MAX_DISCARDED_BYTES = 64 * 1024;
 
 /**
  * One exchange with a next hop within one deadline: a request, sent again where that is safe.
@@ -88,13 +87,8 @@ export class Exchange implements Awaited {
       ? setTimeout(quarterPassed, timeoutMs / 4, this)
       : setTimeout(deadlinePassed, timeoutMs, this);
     this.attempt();
-    if (this.isRepeatable) this.tryOutAddress(nowMs);
+    if (this.isRepeatable) this.probeEjected(nowMs);
     return this;
-  }
-
-  /** The caller sent more of the request's body: the deadline counts from the last of it. */
-  callerSent() {
-    if (!this.settled) this.timer?.refresh();
   }
 
   /** Nobody waits for the answer any more: whatever is under way is cancelled. */
@@ -111,7 +105,7 @@ export class Exchange implements Awaited {
     // What waits for a connection of our own is late for our own sake.
     if (late === undefined || late.waitsForConnection || this.begun) return;
     const nowMs = performance.now();
-    late.address.doubt(nowMs);
+    late.address.suspect(nowMs);
     const other = this.hop.addresses.choose(late.address);
     // Nor would it help to wait for a connection of our own.
     if (other === undefined || other.isBusy || !this.hop.budget.withdraw(nowMs)) return;
@@ -120,10 +114,10 @@ export class Exchange implements Awaited {
   }
 
   expire() {
-    if (this.waitsForCaller) return this.callerSent();
     // What was sent and not answered tells more than what still waits for a connection of our own.
     const late = this.live.find((attempt) => !attempt.waitsForConnection) ?? this.live[0];
     const type = late?.expiredAs() ?? this.lastType;
+    if (type === 'http_response_timeout') late?.address.failed(performance.now());
     this.fail(type, this.lastCause);
   }
 
@@ -138,7 +132,7 @@ export class Exchange implements Awaited {
   }
 
   answered(attempt: Attempt) {
-    attempt.address.answered();
+    if (!isGatewayError(attempt.status)) attempt.address.succeeded();
     if (this.settled) return;
     this.leave(attempt);
     const nowMs = performance.now();
@@ -150,7 +144,7 @@ export class Exchange implements Awaited {
 
   failed(attempt: Attempt, type: FailureType, cause?: unknown) {
     const nowMs = performance.now();
-    if (RETRYABLE.has(type)) this.distrust(attempt, type, nowMs);
+    this.distrust(attempt, type, nowMs);
     if (this.settled) return;
     this.leave(attempt);
     this.lastType = type;
@@ -158,6 +152,20 @@ export class Exchange implements Awaited {
     if (this.live.length > 0) return;
     if (this.mayRetry(type) && this.hop.budget.withdraw(nowMs)) this.retry(attempt, type);
     else this.fail(type, cause);
+  }
+
+  /**
+   * A 502, 503 or 504 is not the response while another attempt is in flight, or while another address can be
+   * tried.
+   * @returns whether that status is to be discarded
+   */
+  retriesElsewhere(attempt: Attempt): boolean {
+    if (this.settled || this.begun || !this.isRepeatable) return false;
+    if (this.live.length === 1 && !this.mayRetryElsewhere(attempt.address)) return false;
+    this.leave(attempt);
+    this.lastType = 'http_response_timeout';
+    if (this.live.length === 0) this.retryAfterJitter(attempt.address);
+    return true;
   }
 
   private attempt(avoid?: Address, overNewConnection = false) {
@@ -180,43 +188,54 @@ export class Exchange implements Awaited {
   }
 
   private mayRetry(type: FailureType) {
-    return this.isRepeatable && !this.begun && RETRYABLE.has(type) && this.retries < MOST_RETRIES;
+    return this.isRepeatable && !this.begun && RETRYABLE.has(type) && this.retries < MAX_RETRIES;
   }
 
-  // A client that is slow to send is cut off by the server's own request time-out.
-  private get waitsForCaller() {
-    const { body } = this.request;
-    return body !== null && !body.destroyed && !body.writableEnded && !body.writableNeedDrain;
+  private mayRetryElsewhere(failed: Address) {
+    if (this.retries === MAX_RETRIES) return false;
+    const other = this.hop.addresses.choose(failed);
+    if (other === undefined || other === failed || other.isEjected) return false;
+    return this.hop.budget.withdraw(performance.now());
   }
 
   private overtaken(by: Attempt, nowMs: number) {
-    for (const beaten of this.live) if (beaten.number < by.number) beaten.address.doubt(nowMs);
+    for (const beaten of this.live) if (beaten.number < by.number) beaten.address.suspect(nowMs);
   }
 
   // After a kept connection that was closed nothing is gained by waiting, only by a new connection.
   private retry(failed: Attempt, type: FailureType) {
-    this.retries++;
-    this.hop.onRepeat('retry');
-    if (wasKept(failed, type)) return this.attempt(failed.address, true);
+    if (!wasKept(failed, type)) return this.retryAfterJitter(failed.address);
+    this.countRetry();
+    this.attempt(failed.address, true);
+  }
+
+  private retryAfterJitter(failed: Address) {
+    this.countRetry();
     const retryNow = () => {
-      if (!this.settled) this.attempt(failed.address);
+      if (!this.settled) this.attempt(failed);
     };
     setTimeout(retryNow, Math.random() * RETRY_JITTER_MS * this.retries);
   }
 
+  private countRetry() {
+    this.retries++;
+    this.hop.onRepeat('retry');
+  }
+
   private distrust(attempt: Attempt, type: FailureType, nowMs: number) {
-    if (wasKept(attempt, type)) attempt.address.doubt(nowMs);
-    else attempt.address.setAside(nowMs);
+    if (!RETRYABLE.has(type)) return attempt.address.failed(nowMs);
+    if (wasKept(attempt, type)) attempt.address.suspect(nowMs);
+    else attempt.address.eject(nowMs);
     this.hop.addresses.refresh();
   }
 
-  // A copy of a request that is sent anyway; its answer counts for the address alone.
-  private tryOutAddress(nowMs: number) {
-    const address = this.hop.addresses.dueForTrial(nowMs);
+  // The probe is a copy of this request.
+  private probeEjected(nowMs: number) {
+    const address = this.hop.addresses.dueForProbe(nowMs);
     if (address === undefined || !this.hop.budget.withdraw(nowMs)) return;
-    address.beginTrial();
+    address.startProbe();
     this.hop.onRepeat('hedge');
-    new Trial(address, this.hop.timeoutMs / 4).send(this.request);
+    new Probe(address, this.hop.timeoutMs / 4).send(this.request);
   }
 
   private fail(type: FailureType, cause?: unknown) {
@@ -278,7 +297,7 @@ function stopDiscarding(attempt: Attempt) {
 class Attempt implements Dispatcher.DispatchHandler {
   private controller: Dispatcher.DispatchController | undefined;
   private readonly span: ClientSpan | undefined;
-  private status = 0;
+  status = 0;
   private headers: IncomingHttpHeaders = {};
   private readonly chunks: Buffer[] = [];
   /** How many of the first chunks were put together of many. */
@@ -286,6 +305,8 @@ class Attempt implements Dispatcher.DispatchHandler {
   private bytes = 0;
   private over = false;
   private cancelled = false;
+  /** Its status was enough: the body is read to its end, so that the connection can be used again. */
+  private isDiscarding = false;
   private readonly foundAllBusy: boolean;
 
   constructor(
@@ -345,6 +366,10 @@ class Attempt implements Dispatcher.DispatchHandler {
     if (status < 200) return;
     this.status = status;
     this.headers = headers;
+    if (isGatewayError(status)) {
+      this.address.failed(performance.now());
+      if (this.exchange.retriesElsewhere(this)) return this.discard();
+    }
     const { sink } = this.exchange;
     if (sink !== undefined) return this.passOn(sink);
     if (!isSuccess(status)) return this.answerWithoutBody();
@@ -354,12 +379,12 @@ class Attempt implements Dispatcher.DispatchHandler {
 
   onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer) {
     this.bytes += chunk.length;
-    const { sink } = this.exchange;
-    if (sink !== undefined) return this.passOnMore(sink, controller, chunk);
-    if (!isSuccess(this.status)) {
-      if (this.bytes > MOST_DISCARDED_BYTES) this.stopDiscarding();
+    if (this.isDiscarding) {
+      if (this.bytes > MAX_DISCARDED_BYTES) this.stopDiscarding();
       return;
     }
+    const { sink } = this.exchange;
+    if (sink !== undefined) return this.passOnMore(sink, controller, chunk);
     if (this.bytes > this.exchange.hop.maxBodyBytes) return this.refuse('http_response_body_size');
     this.chunks.push(chunk);
     // A body of many tiny chunks would take hundreds of times its size.
@@ -369,7 +394,7 @@ class Attempt implements Dispatcher.DispatchHandler {
 
   onResponseEnd() {
     if (this.wasCutOff()) return this.refuse('http_response_incomplete');
-    const answered = (this.exchange.sink !== undefined || isSuccess(this.status)) && !this.cancelled;
+    const answered = !this.isDiscarding && !this.cancelled;
     this.release();
     if (answered) this.exchange.answered(this);
   }
@@ -377,7 +402,7 @@ class Attempt implements Dispatcher.DispatchHandler {
   onResponseError(_controller: Dispatcher.DispatchController, error: Error) {
     const type = failureType(error, this.status !== 0);
     this.release(type);
-    if (!this.cancelled) this.exchange.failed(this, type, error);
+    if (!this.cancelled && !this.isDiscarding) this.exchange.failed(this, type, error);
   }
 
   // To undici a reset is as good an end as any of a body without a length.
@@ -396,10 +421,13 @@ class Attempt implements Dispatcher.DispatchHandler {
     controller.pause();
   }
 
-  // The status is the answer. The body is read to its end, so that the connection can be used again,
-  // but not for long.
   private answerWithoutBody() {
     this.exchange.answered(this);
+    this.discard();
+  }
+
+  private discard() {
+    this.isDiscarding = true;
     setTimeout(stopDiscarding, this.exchange.hop.timeoutMs / 4, this).unref();
   }
 

@@ -40,6 +40,11 @@ export const RETRYABLE: ReadonlySet<FailureType> = new Set([
   'connection_timeout',
 ]);
 
+/** Whether a status says that this replica cannot serve the request, while another one may: 502, 503 or 504. */
+export function isGatewayError(status: number) {
+  return status >= 502 && status <= 504;
+}
+
 const BY_CODE: Readonly<Record<string, FailureType>> = {
   ENOTFOUND: 'dns_error',
   ENODATA: 'dns_error',

@@ -1,4 +1,5 @@
 import { MockAgent } from 'undici';
+import { Address } from './address';
 import { Addresses } from './addresses';
 import { CircuitBreaker, type CircuitState } from './circuit-breaker';
 import { failureType } from './failure';
@@ -13,10 +14,10 @@ describe('the choice among addresses', () => {
     return all;
   }
 
-  test('one that is to be avoided is still better than one that is set aside', async () => {
+  test('an address to avoid is chosen before an ejected one', async () => {
     const all = await addresses('127.0.0.1', '127.0.0.2');
     const [good, bad] = [all.choose(), all.choose()];
-    bad?.setAside(0);
+    bad?.eject(0);
     for (let i = 0; i < 4; i++) expect(all.choose(good)).toBe(good);
     await all.close();
   });
@@ -27,6 +28,34 @@ describe('the choice among addresses', () => {
     expect(new Set(chosen.slice(0, 3)).size).toBe(3);
     expect(chosen.slice(3)).toEqual(chosen.slice(0, 3));
     await all.close();
+  });
+});
+
+describe('ejection', () => {
+  const address = () => new Address('127.0.0.1', 8, () => new MockAgent());
+
+  test('five failures in a row eject an address, four and a success do not', () => {
+    const tested = address();
+    for (let i = 0; i < 4; i++) tested.failed(0);
+    tested.succeeded();
+    for (let i = 0; i < 4; i++) tested.failed(0);
+    expect(tested.isEjected).toBe(false);
+    tested.failed(0);
+    expect(tested.isEjected).toBe(true);
+  });
+
+  test('it lasts 1 s at first, twice as long after each failed probe, and at most 30 s', () => {
+    const tested = address();
+    const lasted: number[] = [];
+    let nowMs = 0;
+    for (let probes = 0; probes < 7; probes++) {
+      tested.eject(nowMs);
+      const sinceMs = nowMs;
+      while (!tested.isDueForProbe(nowMs)) nowMs += 500;
+      lasted.push(nowMs - sinceMs);
+      tested.startProbe();
+    }
+    expect(lasted).toEqual([1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
   });
 });
 

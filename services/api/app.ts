@@ -26,7 +26,8 @@ export function createApp({ traffic, log, api2, external, externalPath, maxInFli
   app.disable('x-powered-by').disable('etag').set('query parser', false);
 
   app.use(traffic.record());
-  app.use(traffic.limit(maxInFlight, 'api'));
+  const limit = traffic.limit(maxInFlight, 'api');
+  app.use(limit);
 
   app.route('/hello').get(hello(api2), helloFailed()).all(methodNotAllowed('GET', 'HEAD'));
   app
@@ -35,7 +36,7 @@ export function createApp({ traffic, log, api2, external, externalPath, maxInFli
     .all(methodNotAllowed('GET', 'HEAD'));
   app.route('/openapi.json').get(openApi()).all(methodNotAllowed('GET', 'HEAD'));
   app.use(
-    gateway([
+    gateway(limit, [
       { path: '/books', methods: ['GET', 'HEAD', 'POST'], to: api2 },
       { path: '/books/:id', methods: ['GET', 'HEAD', 'PUT', 'DELETE'], to: api2 },
     ]),

@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { createServer, type IncomingMessage, request as nodeRequest } from 'node:http';
+import { createServer, type IncomingMessage, request as nodeRequest, type ServerResponse } from 'node:http';
 import { type AddressInfo, connect, type Socket } from 'node:net';
 import { gzipSync } from 'node:zlib';
 import request, { type Response } from 'supertest';
@@ -13,8 +13,9 @@ afterEach(async () => {
   for (const cleanup of cleanups.splice(0)) await cleanup();
 });
 
-function over(hop: StubHop | string, options = {}) {
-  const api = apiOver(typeof hop === 'string' ? hop : hop.origin, { timeoutMs: TIMEOUT_MS, ...options });
+function over(hop: StubHop | string, options = {}, maxInFlight = 1024) {
+  const origin = typeof hop === 'string' ? hop : hop.origin;
+  const api = apiOver(origin, { timeoutMs: TIMEOUT_MS, ...options }, maxInFlight);
   cleanups.push(() => api.api2.close());
   if (typeof hop !== 'string') cleanups.push(() => hop.close());
   return api;
@@ -64,8 +65,8 @@ describe('what goes to api2', () => {
     await request(app)
       .put('/books/7?a=%2F&b')
       .set({ ...listed, ...kept, 'x-request-id': 'r-1' })
-      .type('text/plain')
-      .send('body');
+      .type('json')
+      .send('"body"');
     expect(seen).toEqual({
       method: 'PUT',
       url: '/books/7?a=%2F&b',
@@ -81,7 +82,7 @@ describe('what goes to api2', () => {
         'if-none-match',
         'x-request-id',
       ],
-      body: 'body',
+      body: '"body"',
     });
   });
 
@@ -175,111 +176,177 @@ describe('what goes to api2', () => {
   });
 });
 
-describe('streaming', () => {
-  test('a 90 kB upload reaches a slow api2 while it is sent, and the deadline counts from its end', async () => {
-    let received = 0;
-    const hop = await httpHop(async (req, res) => {
-      for await (const chunk of req) {
-        received += chunk.length;
-        await sleep(5);
-      }
-      res.writeHead(201, { location: '/books/1' }).end('done');
-    });
-    const port = await listening(over(hop).app);
-    const upload = nodeRequest({
+describe('uploads', () => {
+  const head = (fields: string) =>
+    `POST /books HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n${fields}\r\n\r\n`;
+
+  function upload(port: number, headers: Record<string, string> = {}) {
+    const sent = nodeRequest({
       port,
       host: '127.0.0.1',
       method: 'POST',
       path: '/books',
-      headers: { 'content-type': 'application/json' },
+      headers: { 'content-type': 'application/json', ...headers },
     });
-    const answered = once(upload, 'response');
-    for (let sent = 0; sent < 9; sent++) {
-      upload.write(Buffer.alloc(10_000, 'x'));
-      await sleep(70);
-      if (sent === 4) expect(received).toBeGreaterThanOrEqual(40_000);
-    }
-    upload.end();
-    const [response] = (await answered) as [IncomingMessage];
-    response.resume();
-    expect(response.statusCode).toBe(201);
-    expect(received).toBe(90_000);
-  });
+    return { sent, responded: once(sent, 'response') as Promise<[IncomingMessage]> };
+  }
 
-  test('a client that pauses for longer than the deadline may go on', async () => {
+  test('a slow upload opens no exchange until it is whole, however long it takes, and arrives unchanged', async () => {
+    let received = '';
     const hop = await httpHop(async (req, res) => {
-      let body = '';
-      for await (const chunk of req) body += chunk;
-      res.writeHead(201).end(body);
+      for await (const chunk of req) received += chunk;
+      res.writeHead(201, { location: '/books/1' }).end('done');
     });
-    const port = await listening(over(hop).app);
-    const upload = nodeRequest({ port, host: '127.0.0.1', method: 'POST', path: '/books' });
-    upload.write('some');
-    await sleep(3 * TIMEOUT_MS);
-    const answered = once(upload, 'response');
-    upload.end('thing');
-    const [response] = (await answered) as [IncomingMessage];
+    const { sent, responded } = upload(await listening(over(hop).app));
+    for (let i = 0; i < 9; i++) {
+      sent.write(String(i).repeat(10_000));
+      await sleep(TIMEOUT_MS / 4);
+      expect(hop.requests()).toBe(0);
+    }
+    sent.end();
+    const [response] = await responded;
     response.resume();
     expect(response.statusCode).toBe(201);
+    expect(received).toBe(Array.from({ length: 9 }, (_, i) => String(i).repeat(10_000)).join(''));
   });
 
-  test('an api2 that dies, or reads no further, in the middle of an upload: 502, or 504', async () => {
+  test.each([
+    ['a declared length over 100 kB', head('content-length: 100001'), 413, 'content_too_large'],
+    [
+      'chunks of more than 100 kB',
+      `${head('transfer-encoding: chunked')}186a1\r\n${'x'.repeat(100_001)}\r\n0\r\n\r\n`,
+      413,
+      'content_too_large',
+    ],
+    ['another media type', head('content-length: 5').replace('json', 'xml'), 415, 'unsupported_media_type'],
+    ['a content coding', head('content-length: 5\r\ncontent-encoding: gzip'), 415, 'unsupported_media_type'],
+  ])('%s is rejected without a request to api2', async (_what, bytes, status, code) => {
+    const hop = await httpHop((_req, res) => void res.end());
+    const client = connect(await listening(over(hop).app), '127.0.0.1', () => client.write(bytes));
+    let response = '';
+    client.on('data', (data) => (response += data));
+    await until(() => response.includes(`"code":"${code}"`));
+    expect(response).toMatch(new RegExp(`^HTTP/1.1 ${status} `));
+    expect(hop.requests()).toBe(0);
+    client.destroy();
+  });
+
+  test('after a rejected upload the connection serves the next request', async () => {
+    const hop = await httpHop((_req, res) => void res.end('{}'));
+    const client = connect(await listening(over(hop).app), '127.0.0.1');
+    let responses = '';
+    client.on('data', (data) => (responses += data));
+    client.write(head('content-length: 200000'));
+    await until(() => responses.includes('content_too_large'));
+    client.write('x'.repeat(200_000));
+    client.write('GET /books HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n');
+    await until(() => responses.includes('HTTP/1.1 200 OK'));
+    client.destroy();
+  });
+
+  test('an api2 that dies while it reads the body: 502; one that reads no further: 504', async () => {
     const ends: ((socket: Socket) => void)[] = [
       (socket) => socket.destroy(),
       (socket) => void socket.pause(),
     ];
     for (const [i, status] of [502, 504].entries()) {
       const hop = await httpHop((req) => void req.once('data', () => ends[i]?.(req.socket)));
-      const port = await listening(over(hop).app);
-      const upload = nodeRequest({ port, host: '127.0.0.1', method: 'POST', path: '/books' });
-      const answered = once(upload, 'response');
-      const fill = () => {
-        while (!upload.destroyed && upload.write(Buffer.alloc(65_536)));
-      };
-      upload.on('drain', fill).on('error', () => {});
-      fill();
-      const [response] = (await answered) as [IncomingMessage];
-      expect(response.statusCode).toBe(status);
-      upload.destroy();
+      const res = await request(over(hop).app)
+        .post('/books')
+        .type('json')
+        .send(`"${'x'.repeat(99_000)}"`);
+      expect(res.status).toBe(status);
     }
   });
 
-  test('a client that leaves in the middle of an upload is noticed by api2', async () => {
-    let aborted = false;
-    const hop = await httpHop((req) => {
-      req.on('aborted', () => (aborted = true)).resume();
-    });
-    const { app, completed } = over(hop, { timeoutMs: 10_000 });
-    const port = await listening(app);
-    const client = connect(port, '127.0.0.1');
-    client.write(
-      'POST /books HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{',
-    );
-    await until(() => hop.requests() === 1);
+  test('a client that leaves in the middle of an upload is logged with 499, and api2 is not asked', async () => {
+    const hop = await httpHop((_req, res) => void res.end());
+    const { app, completed } = over(hop);
+    const client = connect(await listening(app), '127.0.0.1');
+    client.write(`${head('content-length: 1000')}{`);
+    await sleep(50);
     client.destroy();
-    await until(() => aborted);
     await until(() => completed().length === 1);
     expect(completed()).toMatchObject([{ status: 499, route: '/books' }]);
+    expect(hop.requests()).toBe(0);
   });
 
-  test('an api2 that answers before the upload is whole: its answer, and the connection goes on', async () => {
-    const hop = await httpHop((_req, res) => void res.writeHead(413).end('too large'));
-    const { app } = over(hop);
-    const port = await listening(app);
-    const client = connect(port, '127.0.0.1');
-    let answers = '';
-    client.on('data', (data) => (answers += data));
-    client.write(
-      'POST /books HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 200000\r\n\r\n',
+  test('requests whose bodies are still arriving do not count towards MAX_IN_FLIGHT, whole ones do', async () => {
+    const hop = await httpHop((req, res) => {
+      if (req.method === 'GET') res.end('{}');
+    });
+    const port = await listening(over(hop, { timeoutMs: 5000 }, 3).app);
+    const clients = Array.from({ length: 10 }, () => connect(port, '127.0.0.1'));
+    let responses = '';
+    for (const client of clients) {
+      client.write(head('content-length: 2'));
+      client.on('data', (data) => (responses += data));
+    }
+    await sleep(100);
+    expect((await fetch(`http://127.0.0.1:${port}/books`)).status).toBe(200);
+    for (const client of clients) client.write('{}');
+    await until(() => responses.split('HTTP/1.1 503').length - 1 === 7);
+    expect(hop.requests()).toBe(1 + 3);
+    for (const client of clients) client.destroy();
+  });
+});
+
+describe('responses to slow clients', () => {
+  // The response of a pipelined request waits in memory for the one before it.
+  async function behindUnanswered(answer: (res: ServerResponse) => void, pipelined: number, connections = 2) {
+    let hasEnded = 0;
+    const hop = await httpHop((req, res) => {
+      if (req.url === '/books?hang') return;
+      res.on('finish', () => hasEnded++);
+      answer(res);
+    });
+    const api = over(hop, { timeoutMs: 10_000, connections });
+    const client = connect(await listening(api.app), '127.0.0.1').on('error', () => {});
+    let responses = '';
+    client.on('data', (data) => (responses += data.toString('latin1')));
+    const paths = ['/books?hang', ...new Array<string>(pipelined).fill('/books')];
+    client.write(paths.map((path) => `GET ${path} HTTP/1.1\r\nhost: a\r\n\r\n`).join(''));
+    return { ...api, client, ended: () => hasEnded, responses: () => responses };
+  }
+
+  test('a response of up to 1 MiB is read whole, and its connection to api2 is free again', async () => {
+    const { ended, responses, client } = await behindUnanswered(
+      (res) => void res.end(Buffer.alloc(1_000_000)),
+      1,
     );
-    client.write('x'.repeat(100_000));
-    await until(() => answers.includes('too large'));
-    client.write('x'.repeat(100_000));
-    client.write('GET /openapi.json HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n');
-    await until(() => answers.includes('HTTP/1.1 200 OK'));
+    await until(() => ended() === 1);
+    expect(responses()).toBe('');
     client.destroy();
   });
 
+  test('one of 8 MB is held back after about 1 MiB', async () => {
+    let written = 0;
+    const size = 8 * 1024 * 1024;
+    const { ended, client } = await behindUnanswered(async (res) => {
+      res.writeHead(200, { 'content-length': size });
+      for (; written < size && !res.destroyed; written += 65_536)
+        if (!res.write(Buffer.alloc(65_536))) await once(res, 'drain');
+    }, 1);
+    await sleep(500);
+    expect(written).toBeGreaterThan(1024 * 1024);
+    expect(written).toBeLessThan(size);
+    expect(ended()).toBe(0);
+    client.destroy();
+  });
+
+  test('beyond 64 MiB in memory, the client that holds most is cut off, and others are served', async () => {
+    const { app, client, completed } = await behindUnanswered(
+      (res) => void res.end(Buffer.alloc(1_000_000)),
+      80,
+      16,
+    );
+    await once(client, 'close');
+    await until(() => completed().some(({ error }) => error === 'slow_client'));
+    expect((await request(app).get('/books')).status).toBe(200);
+  });
+});
+
+describe('streaming', () => {
   test('an answer of 40 MB to a client that reads slowly is held back, and whole', async () => {
     const size = 40 * 1024 * 1024;
     let written = 0;

@@ -1,7 +1,7 @@
 import type { IncomingHttpHeaders } from 'node:http';
-import { type Request, type RequestHandler, type Response, Router } from 'express';
+import { type RequestHandler, type Response, Router } from 'express';
 import { hopByHop } from '../../chassis/hop-by-hop';
-import { refuseContentCoding } from '../../chassis/json-body';
+import { wholeJsonBody } from '../../chassis/json-body';
 import type { NextHop } from '../../chassis/next-hop/client';
 import type { Sink } from '../../chassis/next-hop/exchange';
 import { methodNotAllowed, nothingHere } from '../../chassis/problem';
@@ -14,14 +14,8 @@ export interface Route {
   to: NextHop;
 }
 
-const REQUEST_HEADERS = [
-  'accept',
-  'content-type',
-  'content-length',
-  'if-match',
-  'if-none-match',
-  'idempotency-key',
-];
+// And `content-length`, which undici sets from the body itself.
+const REQUEST_HEADERS = ['accept', 'content-type', 'if-match', 'if-none-match', 'idempotency-key'];
 const ANSWER_HEADERS = [
   'content-type',
   'content-length',
@@ -32,12 +26,20 @@ const ANSWER_HEADERS = [
   'cache-control',
   'retry-after',
 ];
+// In a GET, HEAD or DELETE a body has no meaning (RFC 9110, section 9.3), and it is not forwarded.
 const WITHOUT_BODY = new Set(['GET', 'HEAD', 'DELETE']);
+const READ_AHEAD_BYTES = 1024 * 1024;
 
-/** Passes requests on by a table of routes; on a path of the table, other methods get 405. */
-export function gateway(routes: readonly Route[]): Router {
+/**
+ * Forwards requests by a table of routes; on a path of the table, other methods get 405. Request bodies are JSON of at
+ * most 100 kB. A request is forwarded when its body has arrived whole, and its response is read up to 1 MiB ahead of
+ * the client, so that a slow client holds nothing of the next hop.
+ * @param limit refuses a request when too many are in flight; it runs again once the body has arrived
+ */
+export function gateway(limit: RequestHandler, routes: readonly Route[]): Router {
   const router = Router();
-  for (const { path, methods, to } of routes) router.route(path).all(only(methods), forward(to));
+  for (const { path, methods, to } of routes)
+    router.route(path).all(only(methods), body(), limit, forward(to));
   return router;
 }
 
@@ -49,18 +51,24 @@ function only(methods: readonly string[]): RequestHandler {
   };
 }
 
+function body(): RequestHandler {
+  const read = wholeJsonBody();
+  return function body(req, res, next) {
+    if (WITHOUT_BODY.has(req.method)) next();
+    else read(req, res, next);
+  };
+}
+
 function forward(hop: NextHop): RequestHandler {
   return async function forward(req, res) {
-    // Its header stays behind, and without it the body would be taken for something else.
-    if (!WITHOUT_BODY.has(req.method)) refuseContentCoding(req);
     if (Object.values(req.params).some(leadsElsewhere)) throw nothingHere();
     const request = {
       method: req.method,
       path: req.path + queryOf(req),
       headers: selected(req.headers, REQUEST_HEADERS),
-      body: hasBody(req) ? req : undefined,
+      body: req.body as Buffer | undefined,
     };
-    await hop.forward(request, res.locals.record, answering(res));
+    await hop.forward(request, res.locals.record, responseSink(res));
   };
 }
 
@@ -69,13 +77,7 @@ function leadsElsewhere(segment: unknown) {
   return segment === '.' || segment === '..' || /[/\\]/.test(String(segment));
 }
 
-// On a GET or HEAD it has no meaning (RFC 9110, section 9.3.1).
-function hasBody({ method, headers }: Request) {
-  if (method === 'GET' || method === 'HEAD') return false;
-  return headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0;
-}
-
-function answering(res: Response): Sink {
+function responseSink(res: Response): Sink {
   return {
     begin(status, headers) {
       res.statusCode = status;
@@ -85,7 +87,9 @@ function answering(res: Response): Sink {
       res.setHeader('server-timing', res.locals.record.serverTiming());
     },
     write(chunk, onDrained) {
-      if (res.write(chunk)) return true;
+      res.locals.record.buffered(chunk.length);
+      res.write(chunk);
+      if (res.writableLength <= READ_AHEAD_BYTES) return true;
       res.once('drain', onDrained);
       return false;
     },

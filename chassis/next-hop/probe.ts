@@ -1,11 +1,12 @@
 import type { Dispatcher } from 'undici';
 import type { Address } from './address';
+import { isGatewayError } from './failure';
 
-/** A request that finds out whether an address that was set aside answers again. Its answer is thrown away. */
-export class Trial implements Dispatcher.DispatchHandler {
+/** A request that finds out whether an ejected address responds again. Its response is discarded. */
+export class Probe implements Dispatcher.DispatchHandler {
   private controller: Dispatcher.DispatchController | undefined;
   private readonly timer: NodeJS.Timeout;
-  private over = false;
+  private hasEnded = false;
 
   constructor(
     private readonly address: Address,
@@ -20,17 +21,18 @@ export class Trial implements Dispatcher.DispatchHandler {
 
   onRequestStart(controller: Dispatcher.DispatchController) {
     this.controller = controller;
-    if (this.over) controller.abort(new Error('too late'));
+    if (this.hasEnded) controller.abort(new Error('probe timed out'));
   }
 
   onResponseStart(controller: Dispatcher.DispatchController, status: number) {
     if (status < 200) return;
+    if (isGatewayError(status)) return this.fail();
     this.end();
-    this.address.answered();
-    controller.abort(new Error('answered'));
+    this.address.succeeded();
+    controller.abort(new Error('probe succeeded'));
   }
 
-  // undici wants a handler for each; nothing is left to do by then.
+  // undici requires a handler for both; the probe has ended by then.
   onResponseData() {}
 
   onResponseEnd() {}
@@ -40,14 +42,14 @@ export class Trial implements Dispatcher.DispatchHandler {
   }
 
   private fail() {
-    if (this.over) return;
+    if (this.hasEnded) return;
     this.end();
-    this.address.setAside(performance.now());
-    this.controller?.abort(new Error('too late'));
+    this.address.eject(performance.now());
+    this.controller?.abort(new Error('probe failed'));
   }
 
   private end() {
-    this.over = true;
+    this.hasEnded = true;
     clearTimeout(this.timer);
   }
 }
