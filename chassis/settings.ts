@@ -114,7 +114,7 @@ function running(read: z.infer<z.ZodObject<typeof shared>>) {
 
 // URLs may hold a password, so what stands in them is never repeated.
 function fault(name: string, expected: string, given: Env) {
-  const got = /URL|PROXY|ENDPOINT/.test(name) ? '' : `, got ${JSON.stringify(given[name])}`;
+  const got = /URL|PROXY|ENDPOINT/i.test(name) ? '' : `, got ${JSON.stringify(given[name])}`;
   return `${name}: expected ${expected}${got}`;
 }
 

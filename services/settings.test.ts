@@ -44,6 +44,26 @@ test.each<[string, Env, object]>([
     { api2: { origin: 'http://api2.default' } },
   ],
   ['port 0 is any free one, for both', { PORT: '0', ADMIN_PORT: '0' }, { port: 0, adminPort: 0 }],
+  [
+    'https_proxy and no_proxy are read in lower case',
+    { https_proxy: 'http://lower:1', no_proxy: 'lower' },
+    { external: { proxyUrl: 'http://lower:1', noProxy: 'lower' } },
+  ],
+  [
+    'lower case wins over upper case',
+    {
+      https_proxy: 'http://lower:1',
+      HTTPS_PROXY: 'http://upper:1',
+      no_proxy: 'lower',
+      NO_PROXY: 'upper',
+    },
+    { external: { proxyUrl: 'http://lower:1', noProxy: 'lower' } },
+  ],
+  [
+    'upper case counts when lower case is empty',
+    { https_proxy: '', HTTPS_PROXY: 'http://upper:1', no_proxy: '', NO_PROXY: 'upper' },
+    { external: { proxyUrl: 'http://upper:1', noProxy: 'upper' } },
+  ],
   ['on is true', { COLLAPSE: 'on' }, { api2: { collapse: true } }],
 ])('%s', (_what, env, settings) => {
   expect(readApi(env)).toMatchObject(settings);
@@ -75,6 +95,7 @@ test.each([
   ['OTEL_BSP_MAX_EXPORT_BATCH_SIZE', '0', 'a whole number from 1'],
   ['OTEL_BSP_SCHEDULE_DELAY', 'abc', 'a whole number from 1'],
   ['HTTPS_PROXY', 'socks://a', 'a URL such as http://proxy:3128'],
+  ['https_proxy', 'socks://a', 'a URL such as http://proxy:3128'],
 ])('%s=%s is refused, naming what was expected', (name, value, expected) => {
   const named = name === 'PORT' && value === '9090' ? 'ADMIN_PORT' : name;
   expect(() => readApi({ [name]: value })).toThrow(`${named}: expected ${expected}`);
@@ -84,5 +105,11 @@ test('every wrong variable is named in one message, and no password is repeated'
   const read = () =>
     readApi2({ PORT: 'x', LOG_LEVEL: 'y', FAULTS: 'z', DATABASE_URL: 'mysql://user:secret@host' });
   expect(read).toThrow(/PORT.*\n.*LOG_LEVEL.*\n.*DATABASE_URL.*\n.*FAULTS/);
+  expect(read).not.toThrow(/secret/);
+});
+
+test('an invalid https_proxy is reported under that name, without the password in it', () => {
+  const read = () => readApi({ https_proxy: 'socks://user:secret@proxy' });
+  expect(read).toThrow(/^ *https_proxy: expected a URL/m);
   expect(read).not.toThrow(/secret/);
 });

@@ -140,6 +140,29 @@ describe('HTTPS_PROXY', () => {
     expect(tunnels).toEqual([]);
   });
 
+  test('in lower case carries the request too, and wins over upper case', async () => {
+    const EXTERNAL_URL = await httpsApi('localhost');
+    const env = {
+      EXTERNAL_URL,
+      NODE_EXTRA_CA_CERTS: caFile,
+      https_proxy: await proxy(),
+      HTTPS_PROXY: 'http://127.0.0.1:9',
+    };
+    expect(await data(env)).toMatchObject({ status: 200, body: { a: 1 } });
+    expect(tunnels).toEqual([new URL(EXTERNAL_URL).host]);
+  });
+
+  test('is bypassed for the hosts of no_proxy in lower case, which wins over upper case', async () => {
+    const env = {
+      NODE_EXTRA_CA_CERTS: caFile,
+      HTTPS_PROXY: await proxy(),
+      no_proxy: 'example.org,localhost',
+      NO_PROXY: 'example.org',
+    };
+    expect(await data({ ...env, EXTERNAL_URL: await httpsApi('localhost') })).toMatchObject({ status: 200 });
+    expect(tunnels).toEqual([]);
+  });
+
   test('that is not there: 502, and the log tells why', async () => {
     const env = { EXTERNAL_URL: 'https://localhost:9/', HTTPS_PROXY: 'http://127.0.0.1:9' };
     expect(await data(env)).toMatchObject({ status: 502, body: { code: 'connection_refused' } });

@@ -10,6 +10,8 @@ const EXTERNAL_LOOKUP_EVERY_MS = 30_000;
 
 const isBare = ({ username, password }: URL) => !username && !password;
 
+const proxyUrl = () => url(['http:', 'https:'], 'a URL such as http://proxy:3128');
+
 /**
  * The settings of api from an environment object.
  * @throws {SettingsError} naming every wrong variable
@@ -25,8 +27,10 @@ export function readSettings(env: Env) {
       'https://static-assets.codecademy.com/Courses/Learn-Node/http/data.json',
     ),
     EXTERNAL_TIMEOUT_MS: milliseconds().default(5000),
-    HTTPS_PROXY: url(['http:', 'https:'], 'a URL such as http://proxy:3128').optional(),
+    HTTPS_PROXY: proxyUrl().optional(),
+    https_proxy: proxyUrl().optional(),
     NO_PROXY: z.string().optional(),
+    no_proxy: z.string().optional(),
   });
   const externalUrl = new URL(own.EXTERNAL_URL);
   return {
@@ -45,8 +49,9 @@ export function readSettings(env: Env) {
       connections: EXTERNAL_CONNECTIONS,
       lookupEveryMs: EXTERNAL_LOOKUP_EVERY_MS,
       passesOn: false,
-      proxyUrl: own.HTTPS_PROXY,
-      noProxy: own.NO_PROXY,
+      // Lower case wins, as in curl and undici.
+      proxyUrl: own.https_proxy ?? own.HTTPS_PROXY,
+      noProxy: own.no_proxy ?? own.NO_PROXY,
     },
   };
 }
