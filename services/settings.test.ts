@@ -20,6 +20,7 @@ test('an empty environment gives the defaults', () => {
       connections: 16,
       lookupEveryMs: 30_000,
       passesOn: false,
+      collapse: true,
       proxyUrl: undefined,
       noProxy: undefined,
     },

@@ -24,7 +24,12 @@ export function logToArray() {
 }
 
 /** api as it is built for production, over the given next hop. */
-export function apiOver(origin: string, options: Partial<NextHopOptions> = {}, maxInFlight = 1024) {
+export function apiOver(
+  origin: string,
+  options: Partial<NextHopOptions> = {},
+  maxInFlight = 1024,
+  externalOptions: Partial<NextHopOptions> = {},
+) {
   const { log, lines, completed } = logToArray();
   const api2 = new NextHop({ name: 'api2', origin, timeoutMs: 400, connections: 64, log, ...options });
   const external = new NextHop({
@@ -33,7 +38,9 @@ export function apiOver(origin: string, options: Partial<NextHopOptions> = {}, m
     timeoutMs: 400,
     connections: 4,
     passesOn: false,
+    collapse: true,
     log,
+    ...externalOptions,
   });
   const traffic = new Traffic({ log });
   const app = createApp({ traffic, log, api2, external, externalPath: '/data.json', maxInFlight });

@@ -6,7 +6,7 @@ import { type AddressInfo, connect, createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { generate } from 'selfsigned';
-import { request } from 'undici';
+import { Agent, request } from 'undici';
 import { startedPrograms } from './programs';
 
 const started = startedPrograms();
@@ -103,6 +103,26 @@ test('with a server that speaks no TLS: 502 http_protocol_error', async () => {
 test('offline, with a name that nobody knows: 502 dns_error', async () => {
   const answer = await data({ EXTERNAL_URL: 'https://nowhere.invalid/data.json' });
   expect(answer).toMatchObject({ status: 502, body: { code: 'dns_error' } });
+});
+
+test('1000 clients at once cost one request to an API that takes 800 ms, and all get its JSON', async () => {
+  let requests = 0;
+  const server = createHttpServer((_req, res) => {
+    requests++;
+    setTimeout(() => res.writeHead(200, { 'content-type': 'application/json' }).end('{"a":1}'), 800);
+  });
+  const EXTERNAL_URL = `http://127.0.0.1:${await listening(server)}/data.json`;
+  const api = await started('api', { API2_URL: 'http://127.0.0.1:9', EXTERNAL_URL });
+  const agent = new Agent({ connections: 1000 });
+  const get = async () => {
+    const { statusCode, body } = await agent.request({ origin: api.url, path: '/data', method: 'GET' });
+    return `${statusCode} ${await body.text()}`;
+  };
+  const responses = await Promise.all(Array.from({ length: 1000 }, get));
+  await agent.close();
+  expect(new Set(responses)).toEqual(new Set(['200 {"a":1}']));
+  // Slow to connect on a busy machine, the last clients may arrive after the first fetch has ended.
+  expect(requests).toBeLessThanOrEqual(2);
 });
 
 describe('HTTPS_PROXY', () => {

@@ -1,7 +1,9 @@
-import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Socket } from 'node:net';
+import { once } from 'node:events';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { type AddressInfo, connect, type Socket } from 'node:net';
 import { gzipSync } from 'node:zlib';
 import request from 'supertest';
+import type { NextHopOptions } from '../../chassis/next-hop/client';
 import { apiOver } from '../../test/app-under-test';
 import { deadPort, httpHop, rawHop, type StubHop } from '../../test/stub-hop';
 
@@ -13,22 +15,26 @@ afterEach(async () => {
   for (const cleanup of cleanups.splice(0)) await cleanup();
 });
 
-function over(hop: StubHop | string) {
-  const api = apiOver(typeof hop === 'string' ? hop : hop.origin, { timeoutMs: TIMEOUT_MS });
+function over(hop: StubHop | string, options: Partial<NextHopOptions> = {}) {
+  const origin = typeof hop === 'string' ? hop : hop.origin;
+  const api = apiOver(origin, { timeoutMs: TIMEOUT_MS }, 1024, options);
   cleanups.push(() => api.external.close());
   if (typeof hop !== 'string') cleanups.push(() => hop.close());
   return api;
 }
 
 /** An external API that answers as `answer` says, which a test may exchange. */
-async function external(first: (req: IncomingMessage, res: ServerResponse) => void) {
+async function external(
+  first: (req: IncomingMessage, res: ServerResponse) => void,
+  options: Partial<NextHopOptions> = {},
+) {
   let answer = first;
   const seen: IncomingMessage[] = [];
   const hop = await httpHop((req, res) => {
     seen.push(req);
     answer(req, res);
   });
-  const { app, completed, lines } = over(hop);
+  const { app, completed, lines } = over(hop, options);
   const get = () => request(app).get('/data').buffer(true);
   return { app, get, seen, completed, lines, exchange: (next: typeof first) => (answer = next) };
 }
@@ -302,3 +308,159 @@ describe('the cache of /data', () => {
     await get().expect(502);
   });
 });
+
+describe('GET /data by many clients at once', () => {
+  type Listener = (req: IncomingMessage, res: ServerResponse) => void;
+
+  async function served(first: Listener, options: Partial<NextHopOptions> = {}) {
+    const api = await external(first, { timeoutMs: 5000, connections: 16, ...options });
+    const server = createServer(api.app).listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    cleanups.push(async () => server.close());
+    const get = () => request(server).get('/data').buffer(true);
+    const getAll = (count: number) => Promise.all(Array.from({ length: count }, get));
+    return { ...api, get, getAll, port: (server.address() as AddressInfo).port };
+  }
+
+  const after =
+    (ms: number, listener: Listener): Listener =>
+    (req, res) =>
+      void setTimeout(listener, ms, req, res);
+
+  const statuses = (responses: { headers: Record<string, string> }[]) =>
+    responses.map(({ headers }) => headers['cache-status']).sort();
+
+  test('50 clients of an API that takes 800 ms share one upstream request, each with its own log line', async () => {
+    const { getAll, get, seen, completed } = await served(after(800, json('{"a":1}')));
+    const responses = await getAll(50);
+    for (const { status, text } of responses) expect([status, text]).toEqual([200, '{"a":1}']);
+    expect(seen).toHaveLength(1);
+    expect(statuses(responses)).toEqual([
+      'api; fwd=uri-miss; fwd-status=200',
+      ...Array(49).fill('api; fwd=uri-miss; fwd-status=200; collapsed'),
+    ]);
+    for (const { headers } of responses)
+      expect(headers['server-timing']).toMatch(/^external;dur=[\d.]+, total;dur=[\d.]+$/);
+    expect(completed().map(({ requestId }) => requestId)).toEqual(
+      expect.arrayContaining(responses.map(({ headers }) => headers['x-request-id'])),
+    );
+    expect(completed()).toHaveLength(50);
+    for (const line of completed())
+      expect(line).toMatchObject({
+        status: 200,
+        nextHop: 'external',
+        nextHopStatus: 200,
+        nextHopBytes: 7,
+        nextHopMs: expect.any(Number),
+      });
+    await get().expect(200).expect('cache-status', 'api; fwd=uri-miss; fwd-status=200');
+    expect(seen).toHaveLength(2);
+  });
+
+  test('a response that is shared is validated once', async () => {
+    const text = `{"a":"${'x'.repeat(500_000)}"}`;
+    const { port } = await served(after(300, json(text)));
+    const parse = jest.spyOn(JSON, 'parse');
+    cleanups.push(async () => parse.mockRestore());
+    // fetch parses nothing that it is not asked to, unlike supertest.
+    const get = async () => (await fetch(`http://127.0.0.1:${port}/data`)).text();
+    for (const body of await Promise.all(Array.from({ length: 20 }, get))) expect(body).toBe(text);
+    expect(parse.mock.calls.filter(([parsed]) => parsed === text)).toHaveLength(1);
+  });
+
+  test('a client that leaves does not cancel the fetch for the others; when all have left it is cancelled', async () => {
+    let cancelled = 0;
+    const release: (() => void)[] = [];
+    const { get, seen, port, completed } = await served((_req, res) => {
+      res.on('close', () => void (res.writableFinished || cancelled++));
+      release.push(() => res.writeHead(200, JSON_TYPE).end('{}'));
+    });
+    const arrive = () => {
+      const client = connect(port, '127.0.0.1');
+      client.write('GET /data HTTP/1.1\r\nhost: a\r\n\r\n');
+      return client;
+    };
+    const first = arrive();
+    await until(() => seen.length === 1);
+    const second = get().then(({ status, headers }) => [status, headers['cache-status']]);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    first.destroy();
+    await until(() => completed().length === 1);
+    expect(completed()).toMatchObject([{ status: 499 }]);
+    release[0]?.();
+    expect(await second).toEqual([200, 'api; fwd=uri-miss; fwd-status=200; collapsed']);
+    expect([seen.length, cancelled]).toEqual([1, 0]);
+
+    const clients = [arrive(), arrive()];
+    await until(() => seen.length === 2);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    for (const client of clients) client.destroy();
+    await until(() => cancelled === 1);
+    const next = get().then(({ status }) => status);
+    await until(() => seen.length === 3);
+    release[2]?.();
+    expect(await next).toBe(200);
+  });
+
+  test.each<[string, Listener, number, string]>([
+    ['a connection that is closed', dies, 502, 'connection_terminated'],
+    ['a 404', fails(404), 502, 'unexpected_status'],
+    ['invalid JSON', json('{"a":'), 502, 'unexpected_content'],
+    ['no response in time', () => {}, 504, 'http_response_timeout'],
+  ])(
+    '%s fails every request that shares it, and the next one fetches again',
+    async (_what, fail, status, code) => {
+      const { getAll, get, seen, exchange, completed } = await served(after(200, fail), { timeoutMs: 1500 });
+      const responses = await getAll(20);
+      const bodies = responses.map(({ text }) => JSON.parse(text));
+      for (const body of bodies) expect(body).toMatchObject({ status, code });
+      expect(new Set(bodies.map(({ requestId }) => requestId)).size).toBe(20);
+      // One fetch has at most two retries and a hedge.
+      expect(seen.length).toBeLessThanOrEqual(4);
+      expect(completed()).toHaveLength(20);
+      for (const line of completed())
+        expect(line).toMatchObject({ nextHop: 'external', status, error: code });
+      exchange(json('{}'));
+      await get().expect(200);
+    },
+  );
+
+  test('a stale response is revalidated once, and its 304 serves them all', async () => {
+    const { getAll, get, seen, exchange } = await served(
+      json('{"a":1}', { 'cache-control': 'max-age=60', age: '60', etag: '"v1"' }),
+    );
+    await get().expect(200);
+    const confirm: Listener = (_req, res) =>
+      void res.writeHead(304, { etag: '"v1"', 'cache-control': 'max-age=60' }).end();
+    exchange(after(300, confirm));
+    const responses = await getAll(20);
+    for (const { status, text, headers } of responses)
+      expect([status, text, headers.age]).toEqual([200, '{"a":1}', '0']);
+    expect(statuses(responses)).toEqual([
+      'api; fwd=stale; fwd-status=304',
+      ...Array(19).fill('api; fwd=stale; fwd-status=304; collapsed'),
+    ]);
+    expect(seen.map(({ headers }) => headers['if-none-match'])).toEqual([undefined, '"v1"']);
+    await get().expect(200).expect('cache-status', 'api; hit');
+    expect(seen).toHaveLength(2);
+  });
+
+  test('when the shared fetch fails, the stale response serves them all', async () => {
+    const { getAll, get, seen, exchange } = await served(
+      json('{"a":1}', { 'cache-control': 'max-age=60', age: '100' }),
+    );
+    await get().expect(200);
+    exchange(after(200, fails(500)));
+    for (const { status, text, headers } of await getAll(20)) {
+      expect([status, text]).toEqual([200, '{"a":1}']);
+      expect(Number(headers.age)).toBeGreaterThanOrEqual(100);
+      expect(headers['cache-status']).toMatch(/^api; fwd=stale; fwd-status=500(; collapsed)?$/);
+    }
+    expect(seen).toHaveLength(2);
+  });
+});
+
+async function until(condition: () => boolean) {
+  for (let i = 0; i < 200 && !condition(); i++) await new Promise((resolve) => setTimeout(resolve, 10));
+  expect(condition()).toBe(true);
+}

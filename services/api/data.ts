@@ -30,7 +30,11 @@ export function data(external: NextHop, path: string, log: Logger): RequestHandl
 
 class Relay {
   private readonly cache = new AnswerCache();
+  // Requests that share a response share its outcome too: it is validated, stored and joined once.
+  private readonly outcomes = new WeakMap<Answer, Relayed | Problem>();
+  private fetching = 0;
 
+  /** @param external collapses: requests that arrive during a fetch share it */
   constructor(
     private readonly external: NextHop,
     private readonly path: string,
@@ -39,36 +43,48 @@ class Relay {
   async read(res: Response): Promise<Relayed> {
     const { stored } = this.cache;
     if (stored?.isFresh) return fromCache(stored, 'hit');
+    const isCollapsed = this.fetching > 0;
+    const relayed = await this.fetch(res, stored);
+    return isCollapsed ? { ...relayed, cacheStatus: `${relayed.cacheStatus}; collapsed` } : relayed;
+  }
+
+  // Only the end of a fetch replaces the stored response, so all that share a fetch began with the same
+  // one, and the conditions of the first are those of all.
+  private async fetch(res: Response, stored: Stored | undefined): Promise<Relayed> {
     const answer = await this.ask(res, stored);
     if (answer instanceof HopFailure) return fromCache(stored as Stored, `fwd=stale; detail=${answer.type}`);
+    const outcome = this.outcomes.get(answer) ?? this.outcomeOf(answer, stored);
+    this.outcomes.set(answer, outcome);
+    if (outcome instanceof Problem) throw outcome;
+    return outcome;
+  }
+
+  /** Resolves to a failure only where what is stored may be served in its place. */
+  private async ask(res: Response, stored: Stored | undefined): Promise<Answer | HopFailure> {
+    const headers = [...HEADERS, ...(stored?.conditions ?? [])];
+    this.fetching++;
+    try {
+      return await this.external.get(this.path, res.locals.record, headers);
+    } catch (error) {
+      if (error instanceof HopFailure && stored?.servesErrors) return error;
+      throw error;
+    } finally {
+      this.fetching--;
+    }
+  }
+
+  private outcomeOf(answer: Answer, stored: Stored | undefined): Relayed | Problem {
     if (answer.status === 304 && stored)
       return fromCache(this.cache.confirm(stored, answer), 'fwd=stale; fwd-status=304');
     if (answer.status >= 500 && stored?.servesErrors)
       return fromCache(stored, `fwd=stale; fwd-status=${answer.status}`);
-    this.refuseUnusable(answer);
+    if (!answer.isSuccess) return this.unexpected('status', answer);
+    if (!isJson(answer)) return this.unexpected('content', answer);
     this.cache.store(answer);
     return {
       body: answer.body(),
       cacheStatus: `fwd=${stored ? 'stale' : 'uri-miss'}; fwd-status=${answer.status}`,
     };
-  }
-
-  /** Resolves to a failure only where what is stored may be served in its place. */
-  private async ask(res: Response, stored: Stored | undefined): Promise<Answer | HopFailure> {
-    try {
-      return await this.external.get(this.path, res.locals.record, [
-        ...HEADERS,
-        ...(stored?.conditions ?? []),
-      ]);
-    } catch (error) {
-      if (error instanceof HopFailure && stored?.servesErrors) return error;
-      throw error;
-    }
-  }
-
-  private refuseUnusable(answer: Answer) {
-    if (!answer.isSuccess) throw this.unexpected('status', answer);
-    if (!isJson(answer)) throw this.unexpected('content', answer);
   }
 
   private unexpected(what: 'status' | 'content', answer: Answer) {

@@ -3,7 +3,7 @@ import { type Env, httpOrigin, milliseconds, onOff, readEnv, url, wholeNumber } 
 
 export type Settings = ReturnType<typeof readSettings>;
 
-// A cache stands before them.
+// The requests for /data share one fetch, so few of them are ever open.
 const EXTERNAL_CONNECTIONS = 16;
 // The names of others move rarely; one whose address fails is looked up again at once.
 const EXTERNAL_LOOKUP_EVERY_MS = 30_000;
@@ -49,6 +49,7 @@ export function readSettings(env: Env) {
       connections: EXTERNAL_CONNECTIONS,
       lookupEveryMs: EXTERNAL_LOOKUP_EVERY_MS,
       passesOn: false,
+      collapse: true,
       // Lower case wins, as in curl and undici.
       proxyUrl: own.https_proxy ?? own.HTTPS_PROXY,
       noProxy: own.no_proxy ?? own.NO_PROXY,
