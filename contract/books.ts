@@ -3,18 +3,29 @@ import { z } from 'zod';
 const LONGEST_TEXT = 200;
 const LIMIT_EXPECTED = 'Expected a whole number from 1 to 100.';
 
-const isText = (value: string) =>
-  value.length > 0 && [...value].length <= LONGEST_TEXT && value.isWellFormed() && !value.includes('\0');
+// Unicode code points except U+0000 and lone surrogates. The pair makes the pattern mean the same with and
+// without the flag `u`, since validators of JSON Schema differ in that.
+const PAIR = '[\\uD800-\\uDBFF][\\uDC00-\\uDFFF]';
+const CHARACTER = `(?:[^\\u0000\\uD800-\\uDFFF]|${PAIR})`;
+const VISIBLE = `(?:[^\\s\\u0000\\uD800-\\uDFFF]|${PAIR})`;
 
-// JSON Schema says of the input less than what is checked: its limits hold for what is left after trimming.
+// JSON Schema cannot trim, and its `maxLength` would count the white space around the text too.
+const PADDED_TEXT = new RegExp(`^\\s*${VISIBLE}(?:${CHARACTER}{0,${LONGEST_TEXT - 2}}${VISIBLE})?\\s*$`, 'u');
+
 const text = () =>
   z
     .string('Expected text.')
+    .regex(PADDED_TEXT, `Expected 1 to ${LONGEST_TEXT} Unicode characters, none of them U+0000.`)
     .trim()
-    .refine(isText, `Expected 1 to ${LONGEST_TEXT} Unicode characters, none of them U+0000.`)
-    .meta({ minLength: 1, description: `1 to ${LONGEST_TEXT} Unicode characters; kept trimmed` });
+    .meta({
+      minLength: 1,
+      description: `1 to ${LONGEST_TEXT} Unicode characters, not counting white space around them, which is trimmed.`,
+    });
 
-const keptText = () => z.string().meta({ minLength: 1, maxLength: LONGEST_TEXT });
+const keptText = () =>
+  z
+    .string()
+    .meta({ minLength: 1, maxLength: LONGEST_TEXT, description: 'Stored without white space around it.' });
 
 const year = () =>
   z
@@ -23,9 +34,15 @@ const year = () =>
     .max(3000, 'At most 3000.')
     .nullable();
 
+/**
+ * The year that a client sends. It has a name of its own in the OpenAPI document: openapi-typescript makes
+ * a property required whose `default` is inline, but not one that refers to a schema with a default.
+ */
+export const newBookYear = year().default(null).meta({ description: 'The year of publication, or null.' });
+
 /** What a client says of a book. */
 export const newBook = z.strictObject(
-  { title: text(), author: text(), year: year().default(null) },
+  { title: text(), author: text(), year: newBookYear },
   'Expected a book.',
 );
 
@@ -34,13 +51,15 @@ export const book = z.strictObject({
   id: bookId(),
   title: keptText(),
   author: keptText(),
-  year: year(),
+  year: year().meta({ description: 'The year of publication, or null.' }),
 });
 
 /** A page of books in order of creation. */
 export const bookPage = z.strictObject({
   items: z.array(book),
-  next: bookId().nullable().meta({ description: 'The `after` of the next page; null on the last one' }),
+  next: bookId()
+    .nullable()
+    .meta({ description: 'The value of `after` for the next page. It is null on the last page.' }),
 });
 
 /** Which page of books. */
@@ -51,8 +70,10 @@ export const bookQuery = z.object({
     .transform(Number)
     .pipe(z.int().min(1, LIMIT_EXPECTED).max(100, LIMIT_EXPECTED))
     .default(20)
-    .meta({ description: 'How many books at most' }),
-  after: bookId().optional().meta({ description: 'Begins after this book, be it deleted since' }),
+    .meta({ description: 'The maximum number of books on a page.' }),
+  after: bookId()
+    .optional()
+    .meta({ description: 'The page starts after the book with this id, even if that book was deleted.' }),
 });
 
 /** How a request says that it is the same one again. */

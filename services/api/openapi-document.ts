@@ -1,32 +1,60 @@
 import { z } from 'zod';
-import { book, bookPage, bookQuery, idempotencyKey, newBook } from '../../contract/books';
+import { book, bookPage, bookQuery, idempotencyKey, newBook, newBookYear } from '../../contract/books';
 
 type Schema = Record<string, unknown>;
 
-/** The OpenAPI 3.1 document of the public routes, of the schemas that also validate. */
+/** The OpenAPI 3.1 document of the public routes. Its book schemas are those that validate the requests. */
 export function createDocument() {
   return {
     openapi: '3.1.1',
-    info: { title: 'Onehop', version: '1', description: 'Two services, one HTTP hop apart.' },
+    info: {
+      title: 'Onehop API',
+      version: '1.0.0',
+      summary: 'The public HTTP API of Onehop.',
+      description:
+        'Onehop consists of two services, one HTTP hop apart. This document describes the public service, `api`. ' +
+        'Every `GET` operation also works with `HEAD`. ' +
+        'Errors are problem documents (RFC 9457), except for the plain-text `500` responses of `/hello`.',
+      contact: { name: 'Onehop maintainers' },
+      license: { name: 'MIT', identifier: 'MIT' },
+    },
+    servers: [{ url: '/', description: 'The server that served this document.' }],
+    // No operation requires credentials.
+    security: [],
+    tags: [
+      { name: 'greeting', description: 'A response that api builds from a call to api2.' },
+      { name: 'relay', description: 'The JSON of an external API, relayed through a shared cache.' },
+      { name: 'books', description: 'A REST resource that api2 owns.' },
+      { name: 'meta', description: 'The description of this API.' },
+    ],
     paths: {
-      '/hello': { get: hello },
-      '/data': { get: data },
-      '/books': { get: listBooks, post: addBook },
+      '/hello': { get: getHello },
+      '/data': { get: getData },
+      '/books': { get: listBooks, post: createBook },
       '/books/{id}': {
-        parameters: [{ name: 'id', in: 'path', required: true, schema: { type: 'string' } }],
-        get: readBook,
+        parameters: [
+          {
+            name: 'id',
+            in: 'path',
+            required: true,
+            description: 'The id of the book.',
+            schema: { type: 'string' },
+          },
+        ],
+        get: getBook,
         put: replaceBook,
         delete: deleteBook,
       },
-      '/openapi.json': { get: openApiDocument },
+      '/openapi.json': { get: getOpenApiDocument },
     },
     components: {
       schemas: { ...componentSchemas(), Problem: problem },
-      responses: { Problem: problemAnswer },
+      responses: { Problem: problemResponse },
       headers: {
-        'X-Request-Id': header('Stands in the log lines of both services'),
-        'Server-Timing': header('How long the next hop took, and the whole'),
-        'Proxy-Status': header('What went wrong with the next hop (RFC 9209)'),
+        'X-Request-Id': header('Identifies the request in the logs of both services.'),
+        'Server-Timing': header('How long the next hop and the whole request took, in milliseconds.'),
+        'X-Content-Type-Options': header('Always `nosniff`.'),
+        'Proxy-Status': header('What went wrong between api and its next hop (RFC 9209).'),
       },
     },
   };
@@ -43,17 +71,18 @@ const parameter = (where: 'query' | 'header', name: string, { description, ...sc
   schema,
 });
 
-const everyAnswer = {
+const commonHeaders = {
   'X-Request-Id': ref('headers', 'X-Request-Id'),
   'Server-Timing': ref('headers', 'Server-Timing'),
+  'X-Content-Type-Options': ref('headers', 'X-Content-Type-Options'),
 };
 
-function answer(description: string, type: string, schema: Schema, headers = {}) {
-  return { description, headers: { ...everyAnswer, ...headers }, content: { [type]: { schema } } };
+function response(description: string, type: string, schema: Schema, headers = {}) {
+  return { description, headers: { ...commonHeaders, ...headers }, content: { [type]: { schema } } };
 }
 
-function bare(description: string, headers = {}) {
-  return { description, headers: { ...everyAnswer, ...headers } };
+function emptyResponse(description: string, headers = {}) {
+  return { description, headers: { ...commonHeaders, ...headers } };
 }
 
 function problems(...statuses: number[]) {
@@ -61,23 +90,26 @@ function problems(...statuses: number[]) {
 }
 
 const problem = {
-  description: 'RFC 9457',
+  description: 'A problem document (RFC 9457).',
   type: 'object',
   properties: {
-    type: { type: 'string' },
-    title: { type: 'string' },
-    status: { type: 'integer' },
-    code: { type: 'string', description: 'A plain word, or an error type of RFC 9209' },
-    detail: { type: 'string' },
-    requestId: { type: 'string' },
+    type: { type: 'string', description: 'Always `about:blank`.' },
+    title: { type: 'string', description: 'The reason phrase of the status.' },
+    status: { type: 'integer', description: 'The HTTP status.' },
+    code: {
+      type: 'string',
+      description: 'The cause: an error type of RFC 9209, or a word such as `not_found`.',
+    },
+    detail: { type: 'string', description: 'An explanation for people.' },
+    requestId: { type: 'string', description: 'The value of `X-Request-Id`.' },
     errors: {
-      description: 'Every fault of a body that is no book',
+      description: 'Every validation error of the request body.',
       type: 'array',
       items: {
         type: 'object',
         properties: {
-          pointer: { type: 'string', description: 'A JSON Pointer (RFC 6901)' },
-          detail: { type: 'string' },
+          pointer: { type: 'string', description: 'A JSON Pointer (RFC 6901) to the invalid value.' },
+          detail: { type: 'string', description: 'What was expected.' },
         },
         required: ['pointer', 'detail'],
         additionalProperties: false,
@@ -88,123 +120,174 @@ const problem = {
   additionalProperties: false,
 };
 
-const problemAnswer = answer('A problem document', 'application/problem+json', ref('schemas', 'Problem'), {
+const problemHeaders = {
   'Proxy-Status': ref('headers', 'Proxy-Status'),
-  'Retry-After': header('Seconds', { type: 'integer' }),
-  Allow: header('The methods of the path'),
-});
+  'Retry-After': header('The number of seconds to wait before the next attempt.', { type: 'integer' }),
+  Allow: header('The methods that the path supports.'),
+};
+const problemResponse = response(
+  'The request failed.',
+  'application/problem+json',
+  ref('schemas', 'Problem'),
+  problemHeaders,
+);
 
-const etag = { ETag: header('Changes with the book'), 'Cache-Control': header('To be revalidated') };
-const aBook = (description: string, headers = {}) =>
-  answer(description, 'application/json', ref('schemas', 'Book'), { ...etag, ...headers });
+const bookHeaders = {
+  ETag: header('The version of the book.'),
+  'Cache-Control': header('Always `no-cache`: revalidate with `If-None-Match`.'),
+};
+const bookResponse = (description: string, headers = {}) =>
+  response(description, 'application/json', ref('schemas', 'Book'), { ...bookHeaders, ...headers });
 
-const bookBody = { required: true, content: { 'application/json': { schema: ref('schemas', 'NewBook') } } };
+const bookBody = {
+  description: 'The book.',
+  required: true,
+  content: { 'application/json': { schema: ref('schemas', 'NewBook') } },
+};
 const ifMatch = parameter('header', 'If-Match', {
   type: 'string',
-  description: 'The ETag that it must have',
+  description: 'The request succeeds only if the book has this `ETag`.',
 });
 const ifNoneMatch = parameter('header', 'If-None-Match', {
   type: 'string',
-  description: 'The ETag that is known already',
+  description: 'The `ETag` that the client already has.',
 });
 
-const ofNextHop = problems(502, 503, 504);
+const nextHopProblems = problems(500, 502, 503, 504);
 
-const hello = {
-  summary: 'Asks api2, and answers with its text',
+const getHello = {
+  operationId: 'getHello',
+  tags: ['greeting'],
+  summary: 'Get the greeting',
+  description: 'Requests the greeting from api2 and returns its text.',
   responses: {
-    200: answer("api2's text", 'text/plain', { type: 'string' }),
-    500: answer(
-      'api2 answered anything but 2xx, or gave no usable answer',
-      'text/plain',
-      { type: 'string' },
-      { 'Proxy-Status': ref('headers', 'Proxy-Status') },
-    ),
+    200: response('The text of api2.', 'text/plain', { type: 'string' }),
+    500: {
+      description:
+        'api2 responded with a status other than 2xx, or gave no usable response. ' +
+        'A problem document instead of text means that api itself failed.',
+      headers: { ...commonHeaders, 'Proxy-Status': ref('headers', 'Proxy-Status') },
+      content: {
+        'text/plain': { schema: { type: 'string' } },
+        'application/problem+json': { schema: ref('schemas', 'Problem') },
+      },
+    },
     ...problems(405, 503),
   },
 };
 
-const data = {
-  summary: 'Relays the JSON of an external API',
+const getData = {
+  operationId: 'getData',
+  tags: ['relay'],
+  summary: 'Get the data of the external API',
+  description:
+    'Relays the JSON of the external API unchanged, from a shared cache (RFC 9111) where that API allows it. ' +
+    'Requests that arrive during a fetch share it.',
   responses: {
-    200: answer(
-      'The JSON as it came',
+    200: response(
+      'The JSON of the external API.',
       'application/json',
       {},
       {
-        Age: header('Seconds, of what comes out of the cache', { type: 'integer' }),
-        'Cache-Status': header('RFC 9211'),
+        Age: header('The age of a cached response, in seconds.', { type: 'integer' }),
+        'Cache-Status': header('How the cache handled the request (RFC 9211).'),
       },
     ),
     ...problems(405),
-    ...ofNextHop,
+    ...nextHopProblems,
   },
 };
 
 const listBooks = {
-  summary: 'Books in order of creation, by pages',
+  operationId: 'listBooks',
+  tags: ['books'],
+  summary: 'List books',
+  description: 'Returns one page of books in order of creation.',
   parameters: queryParameters(),
   responses: {
-    200: answer('A page of books', 'application/json', ref('schemas', 'BookPage'), {
-      Link: header('The next page, while there is more'),
-      'Cache-Control': header('To be revalidated'),
+    200: response('A page of books.', 'application/json', ref('schemas', 'BookPage'), {
+      Link: header('The path of the next page, with `rel="next"`, while there is more.'),
+      'Cache-Control': bookHeaders['Cache-Control'],
     }),
     ...problems(400, 405),
-    ...ofNextHop,
+    ...nextHopProblems,
   },
 };
 
-const addBook = {
-  summary: 'Adds a book',
+const createBook = {
+  operationId: 'createBook',
+  tags: ['books'],
+  summary: 'Add a book',
+  description: 'Adds a book and assigns its id.',
   parameters: [
     parameter('header', 'Idempotency-Key', {
-      description: 'For a day, the same key with the same book gives the first answer again',
+      description:
+        'For a day, a request with the same key and the same book returns the first response again.',
       ...schemaOf(idempotencyKey),
     }),
   ],
   requestBody: bookBody,
   responses: {
-    201: aBook('The book', { Location: header('Its path') }),
+    201: bookResponse('The book was added.', { Location: header('The path of the book.') }),
     ...problems(400, 405, 413, 415, 422),
-    ...ofNextHop,
+    ...nextHopProblems,
   },
 };
 
-const readBook = {
-  summary: 'A book',
+const getBook = {
+  operationId: 'getBook',
+  tags: ['books'],
+  summary: 'Get a book',
+  description: 'Returns the book with its `ETag`.',
   parameters: [ifNoneMatch, ifMatch],
   responses: {
-    200: aBook('The book'),
-    304: bare('It has the ETag that is known', etag),
+    200: bookResponse('The book.'),
+    304: emptyResponse('The book still has the `ETag` of `If-None-Match`.', bookHeaders),
     ...problems(400, 404, 405, 412),
-    ...ofNextHop,
+    ...nextHopProblems,
   },
 };
 
 const replaceBook = {
-  summary: 'Replaces the whole book',
+  operationId: 'replaceBook',
+  tags: ['books'],
+  summary: 'Replace a book',
+  description: 'Replaces the whole book. A `year` that is absent becomes `null`.',
   parameters: [ifMatch],
   requestBody: bookBody,
   responses: {
-    200: aBook('The book as it is now'),
+    200: bookResponse('The book was replaced.'),
     ...problems(400, 404, 405, 412, 413, 415, 422),
-    ...ofNextHop,
+    ...nextHopProblems,
   },
 };
 
 const deleteBook = {
-  summary: 'Deletes a book',
+  operationId: 'deleteBook',
+  tags: ['books'],
+  summary: 'Delete a book',
+  description: 'Deletes the book. Its id is not used again.',
   parameters: [ifMatch],
-  responses: { 204: bare('It is gone'), ...problems(400, 404, 405, 412), ...ofNextHop },
+  responses: {
+    204: emptyResponse('The book was deleted.'),
+    ...problems(400, 404, 405, 412),
+    ...nextHopProblems,
+  },
 };
 
-const openApiDocument = {
-  summary: 'This document',
-  responses: { 200: answer('OpenAPI 3.1', 'application/json', { type: 'object' }), ...problems(405) },
+const getOpenApiDocument = {
+  operationId: 'getOpenApiDocument',
+  tags: ['meta'],
+  summary: 'Get this document',
+  description: 'Returns this OpenAPI 3.1 document.',
+  responses: {
+    200: response('This document.', 'application/json', { type: 'object' }),
+    ...problems(405, 500, 503),
+  },
 };
 
 function componentSchemas() {
-  const schemas = { NewBook: newBook, Book: book, BookPage: bookPage };
+  const schemas = { NewBook: newBook, NewBookYear: newBookYear, Book: book, BookPage: bookPage };
   const registry = z.registry<{ id: string }>();
   for (const [id, schema] of Object.entries(schemas)) registry.add(schema, { id });
   const made = z.toJSONSchema(registry, { io: 'input', uri: (id) => ref('schemas', id).$ref });
@@ -220,7 +303,7 @@ function schemaOf(schema: z.ZodType): Schema {
   return inDocument(z.toJSONSchema(schema));
 }
 
-// The document itself says which dialect it speaks, and where a schema stands.
+// OpenAPI 3.1 defines the dialect, and the place in the document identifies the schema.
 function inDocument({ $schema: _dialect, $id: _place, ...schema }: Schema): Schema {
   return schema;
 }
