@@ -8,7 +8,7 @@ import { readSettings as readApi2 } from '../services/api2/settings';
 interface Manifest {
   apiVersion: string;
   kind: string;
-  metadata: { name: string; namespace?: string };
+  metadata: { name: string; namespace?: string; labels?: Record<string, string> };
   // biome-ignore lint/suspicious/noExplicitAny: what is in it is what is tested
   spec: any;
 }
@@ -63,6 +63,14 @@ describe.each(OVERLAYS)('the overlay %s', (overlay) => {
     for (const { metadata } of manifests) expect(metadata.namespace).toBe('default');
     const names = manifests.map(({ kind, metadata }) => `${kind} ${metadata.name}`);
     expect(new Set(names).size).toBe(names.length);
+  });
+
+  test('every object has the labels that say which service it belongs to, and that it is part of onehop', () => {
+    const unlabelled = (rendered.get(overlay) as Manifest[]).filter(({ metadata: { labels = {} } }) => {
+      const isOfService = SERVICES.some((service) => labels['app.kubernetes.io/name'] === service);
+      return !isOfService || labels['app.kubernetes.io/part-of'] !== 'onehop';
+    });
+    expect(unlabelled.map(({ kind, metadata }) => `${kind} ${metadata.name}`)).toEqual([]);
   });
 
   test('http://api2.default reaches api2 on port 80, and api sees every pod behind a headless service', () => {

@@ -30,3 +30,12 @@ test('every npm script that the README names exists', () => {
   expect(named.length).toBeGreaterThan(0);
   for (const name of named) expect(scripts).toHaveProperty([name]);
 });
+
+test('kubectl port-forward uses a local port that the compose file does not publish', () => {
+  const forwarded = [...readme.matchAll(/port-forward \S+ (\d+):\d+/g)].map(([, port]) => port);
+  const compose = readFileSync('docker-compose.yml', 'utf8');
+  const published = [...compose.matchAll(/127\.0\.0\.1:(\d+)\}:\d+/g)].map(([, port]) => port);
+  expect(forwarded).toHaveLength(1);
+  expect(published).toHaveLength(1);
+  expect(forwarded).not.toEqual(published);
+});
