@@ -27,6 +27,8 @@ export const milliseconds = (min = 1) => wholeNumber(min, LONGEST_TIMER_MS);
 /** A TCP port; 0 stands for any free one. */
 export const port = () => wholeNumber(0, 65_535);
 
+export const host = () => text((value) => /^[\w.:-]+$/.test(value), 'an IP address or a host name');
+
 export const onOff = () =>
   text((value) => value === 'on' || value === 'off', '"on" or "off"').transform((value) => value === 'on');
 
@@ -55,7 +57,7 @@ export function httpOrigin() {
 const SAMPLERS = ['always_on', 'always_off', 'traceidratio'].flatMap((name) => [name, `parentbased_${name}`]);
 
 const shared = {
-  HOST: text((value) => /^[\w.:-]+$/.test(value), 'an IP address or a host name').default('0.0.0.0'),
+  HOST: host().default('0.0.0.0'),
   PORT: port().default(8080),
   ADMIN_PORT: port().default(9090),
   LOG_LEVEL: z

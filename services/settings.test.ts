@@ -65,6 +65,16 @@ test.each<[string, Env, object]>([
     { https_proxy: '', HTTPS_PROXY: 'http://upper:1', no_proxy: '', NO_PROXY: 'upper' },
     { external: { proxyUrl: 'http://upper:1', noProxy: 'upper' } },
   ],
+  [
+    'the fallback of api2 has the port of its URL',
+    { API2_URL: 'http://api2-pods:8081', API2_FALLBACK_HOST: 'api2' },
+    { api2Fallback: { host: 'api2', port: 8081 } },
+  ],
+  [
+    'the fallback of api2 has the default port of the scheme when the URL has no port',
+    { API2_URL: 'http://api2-pods', API2_FALLBACK_HOST: 'api2' },
+    { api2Fallback: { host: 'api2', port: 80 } },
+  ],
   ['on is true', { COLLAPSE: 'on' }, { api2: { collapse: true } }],
 ])('%s', (_what, env, settings) => {
   expect(readApi(env)).toMatchObject(settings);
@@ -84,6 +94,7 @@ test.each([
   ['API2_URL', 'api2:8080', 'an origin such as http://api2:8080'],
   ['API2_URL', 'ftp://api2', 'an origin'],
   ['API2_URL', 'http://api2/path', 'an origin'],
+  ['API2_FALLBACK_HOST', 'http://api2', 'an IP address or a host name'],
   ['API2_TIMEOUT_MS', '2s', 'a whole number'],
   ['API2_CONNECTIONS', '0', 'a whole number from 1'],
   ['MAX_IN_FLIGHT', '0', 'a whole number from 1'],

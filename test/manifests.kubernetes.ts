@@ -76,7 +76,7 @@ describe.each(OVERLAYS)('the overlay %s', (overlay) => {
   test('http://api2.default reaches api2 on port 80, and api sees every pod behind a headless service', () => {
     const service = one(overlay, 'Service', 'api2').spec;
     expect(service.type ?? 'ClusterIP').toBe('ClusterIP');
-    expect(service.ports).toMatchObject([{ port: 80, targetPort: 'http' }]);
+    expect(service.ports).toContainEqual({ name: 'http', port: 80, targetPort: 'http' });
     const pods = one(overlay, 'Service', 'api2-pods').spec;
     expect(pods.clusterIP).toBe('None');
     const url = new URL(String(envOf(overlay, 'api').API2_URL));
@@ -84,6 +84,17 @@ describe.each(OVERLAYS)('the overlay %s', (overlay) => {
     expect(Number(url.port)).toBe(podOf(overlay, 'api2').container.ports[0].containerPort);
     expect(pods.ports[0].port).toBe(Number(url.port));
     for (const { selector } of [service, pods]) expect(podOf(overlay, 'api2').labels).toMatchObject(selector);
+  });
+
+  test('while no pod of api2 is known by name, api falls back to a ClusterIP service on the same port', () => {
+    const { api2, api2Fallback: fallback } = readApi(envOf(overlay, 'api'));
+    const service = one(overlay, 'Service', String(fallback?.host)).spec;
+    expect(service.clusterIP).toBeUndefined();
+    expect(service.type ?? 'ClusterIP').toBe('ClusterIP');
+    const port = Number(new URL(api2.origin).port);
+    expect(fallback?.port).toBe(port);
+    expect(service.ports).toContainEqual(expect.objectContaining({ port, targetPort: 'http' }));
+    expect(service.selector).toEqual(one(overlay, 'Service', 'api2-pods').spec.selector);
   });
 
   describe.each(SERVICES)('%s', (service) => {

@@ -52,6 +52,19 @@ test('api answers while api2 is away, and again when it is back, without a resta
   expect(await get(`${api.url}/hello`)).toMatchObject({ status: 200, text: 'Hello World!' });
 });
 
+test('while the host of API2_URL is unknown, api uses API2_FALLBACK_HOST and logs it once', async () => {
+  const api2 = await started('api2');
+  // A label of 64 characters is invalid, so the lookup fails at once, without a DNS server.
+  const unknownHost = `${'x'.repeat(64)}.test`;
+  const env = { API2_URL: `http://${unknownHost}:${api2.port}`, API2_FALLBACK_HOST: '127.0.0.1' };
+  const api = await started('api', env);
+  for (let i = 0; i < 5; i++) expect((await get(`${api.url}/hello`)).status).toBe(200);
+  await api.stop();
+  expect(api.lines().filter(({ msg }) => msg === 'fallback changed')).toMatchObject([
+    { level: 'warn', nextHop: 'api2', fallback: { host: '127.0.0.1', port: api2.port }, inUse: true },
+  ]);
+});
+
 test('api2 answers /respond, and other methods and paths with problems', async () => {
   const api2 = await started('api2');
   expect(await get(`${api2.url}/respond`)).toMatchObject({

@@ -2,6 +2,7 @@ import { createAdminApp, Readiness } from '../../chassis/admin';
 import { createLogger } from '../../chassis/logger';
 import { Metrics } from '../../chassis/metrics';
 import { NextHop } from '../../chassis/next-hop/client';
+import { fallbackLookup } from '../../chassis/next-hop/fallback-lookup';
 import { proxyOf } from '../../chassis/next-hop/proxy';
 import { run } from '../../chassis/run';
 import { createTracing } from '../../chassis/tracing';
@@ -16,8 +17,11 @@ void run(() => {
   const metrics: Metrics = new Metrics(() => traffic.size);
   const traffic = new Traffic({ log, metrics, tracing });
   const readiness = new Readiness();
-  const api2 = new NextHop({ name: 'api2', ...settings.api2, log, metrics });
-  const { external: outside, maxInFlight } = settings;
+  const { api2Fallback: fallback, external: outside, maxInFlight } = settings;
+  const lookup =
+    fallback &&
+    fallbackLookup(fallback, (inUse) => log.warn({ nextHop: 'api2', fallback, inUse }, 'fallback changed'));
+  const api2 = new NextHop({ name: 'api2', ...settings.api2, ...(lookup && { lookup }), log, metrics });
   const dispatcher = proxyOf(outside);
   const external = new NextHop({
     name: 'external',

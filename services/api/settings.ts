@@ -1,5 +1,14 @@
 import { z } from 'zod';
-import { type Env, httpOrigin, milliseconds, onOff, readEnv, url, wholeNumber } from '../../chassis/settings';
+import {
+  type Env,
+  host,
+  httpOrigin,
+  milliseconds,
+  onOff,
+  readEnv,
+  url,
+  wholeNumber,
+} from '../../chassis/settings';
 
 export type Settings = ReturnType<typeof readSettings>;
 
@@ -7,6 +16,12 @@ export type Settings = ReturnType<typeof readSettings>;
 const EXTERNAL_CONNECTIONS = 16;
 // The names of others move rarely; one whose address fails is looked up again at once.
 const EXTERNAL_LOOKUP_EVERY_MS = 30_000;
+
+// A URL leaves out the default port of its scheme.
+function portOf(origin: string) {
+  const { port, protocol } = new URL(origin);
+  return Number(port) || (protocol === 'https:' ? 443 : 80);
+}
 
 const isBare = ({ username, password }: URL) => !username && !password;
 
@@ -19,6 +34,7 @@ const proxyUrl = () => url(['http:', 'https:'], 'a URL such as http://proxy:3128
 export function readSettings(env: Env) {
   const { running, own } = readEnv(env, {
     API2_URL: httpOrigin().default('http://api2:8080'),
+    API2_FALLBACK_HOST: host().optional(),
     API2_TIMEOUT_MS: milliseconds().default(2000),
     API2_CONNECTIONS: wholeNumber(1, 65_535).default(64),
     MAX_IN_FLIGHT: wholeNumber(1, 1_000_000).default(1024),
@@ -41,6 +57,9 @@ export function readSettings(env: Env) {
       connections: own.API2_CONNECTIONS,
       collapse: own.COLLAPSE,
     },
+    api2Fallback: own.API2_FALLBACK_HOST
+      ? { host: own.API2_FALLBACK_HOST, port: portOf(own.API2_URL) }
+      : undefined,
     maxInFlight: own.MAX_IN_FLIGHT,
     external: {
       origin: externalUrl.origin,
