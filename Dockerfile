@@ -10,11 +10,14 @@ COPY contract contract
 COPY services services
 RUN npm run build && mkdir /data
 
-# For `docker compose watch`: the service from source, reloaded on change.
+# For docker-compose.watch.yml: the service from source, reloaded on change.
 FROM build AS dev
 ARG SERVICE
-ENV SERVICE=${SERVICE} LOG_FORMAT=pretty
-CMD ["sh", "-c", "exec node node_modules/.bin/ts-node-dev --respawn --transpile-only --quiet services/$SERVICE/main.ts"]
+# npm keeps its logs below HOME.
+ENV SERVICE=${SERVICE} LOG_FORMAT=pretty HOME=/tmp
+RUN chown -R 65532:65532 dist /data
+USER 65532:65532
+CMD ["sh", "-c", "exec npm run -s dev:$SERVICE"]
 
 FROM node:24-trixie-slim AS production-dependencies
 WORKDIR /app

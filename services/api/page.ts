@@ -48,22 +48,25 @@ const HEADERS = {
   'cache-control': 'no-cache',
 };
 
-/** The page at `/` and its files, read once. */
+// Run from source, the files are read on every request, so that an edit shows on reload.
+const FROM_SOURCE = __filename.endsWith('.ts');
+
+/** Serves the page at `/` and its files. Once built, they are read once, at start. */
 export function page(): Router {
-  const folder = builtFolder();
   const router = Router();
   for (const name of FILES) {
     const path = name === 'index.html' ? '/' : `/${name}`;
-    router.route(path).get(file(folder, name)).all(methodNotAllowed('GET', 'HEAD'));
+    router.route(path).get(file(name)).all(methodNotAllowed('GET', 'HEAD'));
   }
   return router;
 }
 
-function file(folder: string, name: string): RequestHandler {
-  const content = readFileSync(join(folder, name), 'utf8');
-  const etag = etagOf(content);
+function file(name: string): RequestHandler {
+  const path = locate(name);
+  const atStart = read(path);
   const type = TYPES[name.split('.').at(-1) as string] as string;
   return function file(req, res) {
+    const { content, etag } = FROM_SOURCE ? read(path) : atStart;
     for (const [header, value] of Object.entries(HEADERS)) res.setHeader(header, value);
     res.setHeader('etag', etag);
     res.setHeader('server-timing', res.locals.record.serverTiming());
@@ -74,8 +77,13 @@ function file(folder: string, name: string): RequestHandler {
   };
 }
 
-// What runs from source finds the scripts where the build has put them.
-function builtFolder() {
-  const beside = join(__dirname, 'page');
-  return existsSync(join(beside, 'page.js')) ? beside : join('dist', 'services', 'api', 'page');
+function read(path: string) {
+  const content = readFileSync(path, 'utf8');
+  return { content, etag: etagOf(content) };
+}
+
+// Once built, all files are beside this one. In the source tree the scripts are missing there: tsc writes them to dist.
+function locate(name: string) {
+  const beside = join(__dirname, 'page', name);
+  return existsSync(beside) ? beside : join('dist', 'services', 'api', 'page', name);
 }
