@@ -1,7 +1,7 @@
 # Builds either service: docker build --build-arg SERVICE=api .
 FROM node:24-trixie-slim AS build
 WORKDIR /app
-COPY package.json package-lock.json ./
+COPY .npmrc package.json package-lock.json ./
 # The optional dependencies are only a Node for machines that have an older one; the image brings its own.
 RUN --mount=type=cache,target=/root/.npm npm ci --omit=optional
 COPY tsconfig.json tsconfig.build.json ./
@@ -21,7 +21,7 @@ CMD ["sh", "-c", "exec npm run -s dev:$SERVICE"]
 
 FROM node:24-trixie-slim AS production-dependencies
 WORKDIR /app
-COPY package.json package-lock.json ./
+COPY .npmrc package.json package-lock.json ./
 RUN --mount=type=cache,target=/root/.npm npm ci --omit=dev --omit=optional
 
 FROM gcr.io/distroless/nodejs24-debian13:nonroot AS runtime

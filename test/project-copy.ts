@@ -6,6 +6,7 @@ import { request } from 'undici';
 
 const FILES = [
   '.dockerignore',
+  '.npmrc',
   'Dockerfile',
   'docker-compose.yml',
   'docker-compose.watch.yml',
