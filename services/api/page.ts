@@ -23,6 +23,8 @@ const FILES = [
   'journal.js',
   'books.js',
   'book-form.js',
+  'idempotency-key.js',
+  'undo.js',
 ];
 
 const POLICY = [

@@ -9,6 +9,11 @@ export function byId<Kind extends HTMLElement = HTMLElement>(id: string): Kind {
   return document.getElementById(id) as Kind;
 }
 
+/** Marks the answer as outdated until the next one is told. */
+export function markBusy() {
+  byId('answer').setAttribute('aria-busy', 'true');
+}
+
 /** Shows an answer as the last one, with a sentence for people where there is one. */
 export function tell(outcome: Outcome, sentence = outcome.failure ? inWords(outcome.failure) : '') {
   const { method, path, status, ms, requestId, text } = outcome;
@@ -19,6 +24,8 @@ export function tell(outcome: Outcome, sentence = outcome.failure ? inWords(outc
   const answer = byId('answer');
   answer.dataset.state = status === 0 || status >= 400 ? 'failed' : 'ok';
   answer.replaceChildren(line, ...paragraph(sentence), ...body(text));
+  // The keyboard must be able to scroll a long answer; a short one needs no stop.
+  answer.tabIndex = answer.scrollHeight > answer.clientHeight ? 0 : -1;
   answer.removeAttribute('aria-busy');
 }
 

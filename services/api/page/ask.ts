@@ -31,6 +31,16 @@ export interface Options {
 /** Asks api, and shows what came of it. */
 export type Act = (method: string, path: string, options?: Options) => Promise<Outcome>;
 
+/** Ways to send a request. Each one adds a line to the history; they differ in what else shows it. */
+export interface Senders {
+  /** Shows the request in the diagram and its response as the answer. */
+  act: Act;
+  /** Shows the request in the diagram. */
+  follow: Act;
+  /** Shows the request in the history only, because it is a step of an action that is shown already. */
+  record: Act;
+}
+
 const LONGEST_MS = 20_000;
 
 /** Asks api, and waits for the whole answer. Never rejects. */

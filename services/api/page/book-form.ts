@@ -1,6 +1,7 @@
-import { byId, tell } from './answer.js';
-import { type Act, ask, jsonOf, type Outcome } from './ask.js';
+import { byId, markBusy, tell } from './answer.js';
+import { jsonOf, type Outcome, type Senders } from './ask.js';
 import type { Book, Books, Fields, Row } from './books.js';
+import { newKey } from './idempotency-key.js';
 
 type FieldName = 'title' | 'author' | 'year';
 type Typed = Record<FieldName, string>;
@@ -21,7 +22,7 @@ export class BookForm {
   private addedAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(
-    private readonly act: Act,
+    private readonly senders: Senders,
     private readonly books: Books,
   ) {
     byId('book-form').addEventListener('submit', (event) => {
@@ -52,6 +53,7 @@ export class BookForm {
     const isSecondClick = performance.now() - this.addedAtMs < DOUBLE_CLICK_MS && isSame(this.typed, EMPTY);
     if (this.busy || isSecondClick) return;
     this.busy = true;
+    markBusy();
     byId('save').setAttribute('aria-disabled', 'true');
     this.showFaults([]);
     const { editing } = this;
@@ -63,7 +65,7 @@ export class BookForm {
   private async add() {
     const { typed } = this;
     const headers = { 'idempotency-key': this.keyFor(typed) };
-    const outcome = await this.act('POST', '/books', { body: fieldsOf(typed), headers });
+    const outcome = await this.senders.act('POST', '/books', { body: fieldsOf(typed), headers });
     const book = jsonOf<Book>(outcome);
     if (outcome.status !== 201 || book === undefined) return this.showFaults(faultsOf(outcome));
     this.key = { of: '', value: '' };
@@ -76,8 +78,9 @@ export class BookForm {
 
   private async replace(row: Row, etag: string | undefined) {
     const { typed } = this;
-    if (etag === undefined) return void (await this.act('GET', row.path));
-    const outcome = await this.act('PUT', row.path, { body: fieldsOf(typed), headers: { 'if-match': etag } });
+    if (etag === undefined) return void (await this.senders.act('GET', row.path));
+    const headers = { 'if-match': etag };
+    const outcome = await this.senders.act('PUT', row.path, { body: fieldsOf(typed), headers });
     const book = jsonOf<Book>(outcome);
     if (outcome.status === 412) return this.showConflict(row, typed, outcome);
     if (outcome.status === 404) return this.showGone(row, outcome);
@@ -89,7 +92,7 @@ export class BookForm {
 
   private async showConflict(row: Row, mine: Typed, outcome: Outcome) {
     tell(outcome, '412: this book was changed since it was shown here. Nothing was overwritten.');
-    const now = await ask('GET', row.path);
+    const now = await this.senders.record('GET', row.path);
     const book = jsonOf<Book>(now);
     if (now.status === 404) return this.showGone(row, now);
     if (now.status !== 200 || book === undefined) return tell(now);
@@ -162,8 +165,7 @@ export class BookForm {
 
   private keyFor(typed: Typed) {
     const of = JSON.stringify(typed);
-    // crypto.randomUUID is only for secure origins.
-    if (this.key.of !== of) this.key = { of, value: crypto.getRandomValues(new Uint32Array(4)).join('-') };
+    if (this.key.of !== of) this.key = { of, value: newKey() };
     return this.key.value;
   }
 

@@ -1,5 +1,5 @@
-import { byId, tell } from './answer.js';
-import { type Act, ask, jsonOf, type Outcome } from './ask.js';
+import { byId, markBusy, tell } from './answer.js';
+import { type Act, jsonOf, type Outcome, type Senders } from './ask.js';
 
 export interface Fields {
   title: string;
@@ -12,19 +12,20 @@ export interface Book extends Fields {
 }
 
 const PAGE = 10;
+// The empty entity tag: no version of a book has it, so `If-Match` with it never changes anything.
+const TAG_OF_NO_VERSION = '""';
 
 /** A book in the table, in the version that is shown there. */
 export class Row {
   readonly element = document.createElement('tr');
   readonly editButton = button('Edit');
   readonly deleteButton = button('Delete');
-  private etag: Promise<string | undefined>;
 
   constructor(
+    private readonly record: Act,
     public book: Book,
-    etag?: string,
+    private etag?: string,
   ) {
-    this.etag = etag === undefined ? this.readEtag() : Promise.resolve(etag);
     this.render();
   }
 
@@ -35,28 +36,25 @@ export class Row {
   /** Shows another version. */
   update(book: Book, etag: string) {
     this.book = book;
-    this.etag = Promise.resolve(etag);
+    this.etag = etag;
     this.render();
   }
 
-  /** The entity tag of the version that is shown; undefined where that is not to be had. */
+  /** The value of `If-Match` for the version that is shown; undefined if api2 cannot tell it now. */
   async shownEtag() {
-    const etag = await this.etag;
-    if (etag === undefined) this.etag = this.readEtag();
-    return etag ?? (await this.etag);
+    this.etag ??= await this.readEtag();
+    return this.etag;
   }
 
-  // A list has no tags. This is asked when the row is made; a book that was changed since its list
-  // was read is shown as it is now.
+  // A list has no entity tags, and most of its books are only looked at. So the tag is requested when a
+  // book from a list is about to be changed. If the book is another one by then, the tag of the version
+  // that is shown cannot be known any more, and the change must fail.
   private async readEtag() {
-    const outcome = await ask('GET', this.path);
+    const outcome = await this.record('GET', this.path);
+    if (outcome.status === 404) return TAG_OF_NO_VERSION;
     const book = outcome.status === 200 ? jsonOf<Book>(outcome) : undefined;
     if (book === undefined) return undefined;
-    if (!isSame(book, this.book)) {
-      this.book = book;
-      this.render();
-    }
-    return outcome.headers.get('etag') ?? undefined;
+    return isSame(book, this.book) ? (outcome.headers.get('etag') ?? undefined) : TAG_OF_NO_VERSION;
   }
 
   private render() {
@@ -87,20 +85,19 @@ export class Row {
 export class Books {
   onEdit: (row: Row) => void = () => {};
   onGone: (row: Row) => void = () => {};
+  /** Called after a book was deleted here; returns the control that undoes it. */
+  onDeleted: (book: Book) => HTMLElement | undefined = () => undefined;
   private listed: Row[] = [];
   // Those that the page added itself stand at the end, until their page of the list is read.
   private added: Row[] = [];
   private next: string | null = null;
   private readonly body = byId<HTMLTableElement>('books').tBodies[0] as HTMLTableSectionElement;
 
-  constructor(
-    private readonly act: Act,
-    private readonly follow: Act,
-  ) {}
+  constructor(private readonly senders: Senders) {}
 
   /** Reads the list from its beginning. */
   async reload() {
-    const outcome = await this.follow('GET', `/books?limit=${PAGE}`);
+    const outcome = await this.senders.follow('GET', `/books?limit=${PAGE}`);
     if (this.refused(outcome)) return;
     this.listed = [];
     this.added = [];
@@ -109,24 +106,26 @@ export class Books {
 
   /** Reads the next page of the list. */
   async more() {
-    const outcome = await this.follow('GET', `/books?limit=${PAGE}&after=${this.next}`);
+    const outcome = await this.senders.follow('GET', `/books?limit=${PAGE}&after=${this.next}`);
     if (!this.refused(outcome)) this.take(outcome);
   }
 
-  /** Shows a book that was just added. */
+  /** Shows a book that was just added, and returns its row. */
   add(book: Book, etag: string) {
-    if (this.rowOf(book.id) !== undefined) return;
+    const shown = this.rowOf(book.id);
+    if (shown !== undefined) return shown;
     const row = this.newRow(book, etag);
     this.added.push(row);
     this.render();
     for (const { element } of [...this.listed, ...this.added]) delete element.dataset.state;
     row.element.dataset.state = 'new';
     row.element.scrollIntoView({ block: 'nearest' });
+    return row;
   }
 
-  /** Takes a book out that is gone. */
-  drop(row: Row) {
-    this.focusBeside(row);
+  /** Takes a book out that is gone. The focus moves from its row to `successor`, or else to a row beside it. */
+  drop(row: Row, successor = this.controlBeside(row)) {
+    if (row.element.contains(document.activeElement)) successor.focus();
     this.listed = this.listed.filter((other) => other !== row);
     this.added = this.added.filter((other) => other !== row);
     this.onGone(row);
@@ -146,21 +145,26 @@ export class Books {
   }
 
   private newRow(book: Book, etag?: string) {
-    const row = new Row(book, etag);
+    const row = new Row(this.senders.record, book, etag);
     row.editButton.addEventListener('click', () => this.onEdit(row));
-    row.deleteButton.addEventListener('click', () => void this.delete(row));
+    row.deleteButton.addEventListener('click', ({ detail }) => {
+      // The second click of a double click hits the row that moved up. It must not delete that one too.
+      if (detail < 2) void this.delete(row);
+    });
     return row;
   }
 
   private async delete(row: Row) {
     if (row.deleteButton.getAttribute('aria-disabled') === 'true') return;
     row.deleteButton.setAttribute('aria-disabled', 'true');
+    markBusy();
     const etag = await row.shownEtag();
     const headers = etag === undefined ? {} : { 'if-match': etag };
     // Without the tag of what is shown nothing is deleted: the answer tells what is the matter.
-    const outcome = await this.act(etag === undefined ? 'GET' : 'DELETE', row.path, { headers });
+    const outcome = await this.senders.act(etag === undefined ? 'GET' : 'DELETE', row.path, { headers });
     row.deleteButton.removeAttribute('aria-disabled');
-    if (outcome.status === 204 || outcome.status === 404) this.drop(row);
+    if (outcome.status === 204) this.drop(row, this.onDeleted(row.book));
+    if (outcome.status === 404) this.drop(row);
     if (outcome.status === 412) await this.showChanged(row, outcome);
   }
 
@@ -169,7 +173,7 @@ export class Books {
       outcome,
       '412: this book was changed since it was shown here, so it was not deleted. The table has it as it is now.',
     );
-    const now = await ask('GET', row.path);
+    const now = await this.senders.record('GET', row.path);
     const book = jsonOf<Book>(now);
     if (now.status === 200 && book) row.update(book, now.headers.get('etag') ?? '');
     if (now.status === 404) this.drop(row);
@@ -187,12 +191,11 @@ export class Books {
     return [...this.listed, ...this.added].find(({ book }) => book.id === id);
   }
 
-  private focusBeside(row: Row) {
-    if (!row.element.contains(document.activeElement)) return;
+  private controlBeside(row: Row): HTMLElement {
     const rows = [...this.listed, ...this.added];
     const place = rows.indexOf(row);
     const beside = rows[place + 1] ?? rows[place - 1];
-    (beside?.deleteButton ?? byId('title')).focus();
+    return beside?.deleteButton ?? byId('title');
   }
 
   private render() {
