@@ -1,5 +1,6 @@
 import { STATUS_CODES } from 'node:http';
 import type { ErrorRequestHandler, RequestHandler, Response } from 'express';
+import { send } from './send';
 
 /**
  * An error that is answered as a problem document (RFC 9457).
@@ -44,15 +45,15 @@ export function nothingHere() {
 /** The one handler that answers errors. What is not a problem is a fault of the service: a 500 that tells nothing. */
 export function answerProblem(): ErrorRequestHandler {
   return function answerProblem(error: unknown, _req, res, _next) {
-    const problem = error instanceof Problem ? error : asProblem(error);
-    if (problem.options.cause !== undefined) res.locals.record.failedBy(problem.code, problem.options.cause);
-    if (res.headersSent) res.destroy();
-    else send(res, problem);
+    sendProblem(res, error instanceof Problem ? error : asProblem(error));
   };
 }
 
-function send(res: Response, problem: Problem) {
-  const { detail, headers, members } = problem.options;
+/** Sends `problem` as an RFC 9457 document, and records its cause. If the response has already begun, it is cut off. */
+export function sendProblem(res: Response, problem: Problem) {
+  const { detail, headers, members, cause } = problem.options;
+  if (cause !== undefined) res.locals.record.failedBy(problem.code, cause);
+  if (res.headersSent) return void res.destroy();
   const document = {
     type: 'about:blank',
     title: STATUS_CODES[problem.status],
@@ -62,9 +63,9 @@ function send(res: Response, problem: Problem) {
     requestId: res.locals.record.requestId,
     ...members,
   };
-  res.status(problem.status).set(headers ?? {});
-  res.set('server-timing', res.locals.record.serverTiming());
-  res.set('content-type', 'application/problem+json').end(JSON.stringify(document));
+  for (const [name, value] of Object.entries(headers ?? {})) res.setHeader(name, value);
+  res.setHeader('server-timing', res.locals.record.serverTiming());
+  send(res, problem.status, 'application/problem+json', JSON.stringify(document));
 }
 
 // Express and its body parser mark what the client did wrong with a 4xx `status`, and `expose`.

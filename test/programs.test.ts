@@ -1,6 +1,9 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { Agent, request } from 'undici';
 import { type Program, runToEnd, start } from './programs';
 import { httpHop } from './stub-hop';
@@ -20,6 +23,15 @@ async function started(service: 'api' | 'api2', env = {}): Promise<Program> {
 async function get(url: string, headers = {}) {
   const { statusCode, body, headers: got } = await request(url, { headers });
   return { status: statusCode, text: await body.text(), headers: got };
+}
+
+/** The `NODE_OPTIONS` with which a program runs `script` first. */
+function preload(script: string) {
+  const folder = mkdtempSync(join(tmpdir(), 'onehop-'));
+  cleanups.push(async () => rmSync(folder, { recursive: true }));
+  const file = join(folder, 'preload.js');
+  writeFileSync(file, script);
+  return `--require=${file}`;
 }
 
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -76,6 +88,35 @@ test('api2 answers /respond, and other methods and paths with problems', async (
   expect(posted).toMatchObject({ statusCode: 405, headers: { allow: 'GET, HEAD' } });
   await posted.body.dump();
   expect((await get(`${api2.url}/hello`)).status).toBe(404);
+});
+
+test('a text edited in the last line of api2 is sent whole, also for HEAD', async () => {
+  const edit = preload(`
+    const { readFileSync } = require('node:fs');
+    const load = require.extensions['.js'];
+    require.extensions['.js'] = (module, file) => {
+      if (!file.endsWith('/api2/respond.js')) return load(module, file);
+      module._compile(readFileSync(file, 'utf8').replace(/(.*)greeting\\);/s, "$1'EDITED ' + greeting);"), file);
+    };
+  `);
+  const api2 = await started('api2', { NODE_OPTIONS: edit });
+  expect(await get(`${api2.url}/respond`)).toMatchObject({ status: 200, text: 'EDITED Hello World!' });
+  const head = await request(`${api2.url}/respond`, { method: 'HEAD' });
+  expect(head.headers['content-length']).toBe('19');
+});
+
+test('every response with a body on a service port has X-Content-Type-Options: nosniff', async () => {
+  const hop = await httpHop((_req, res) => void res.setHeader('content-type', 'application/json').end('{}'));
+  cleanups.push(() => hop.close());
+  const api2 = await started('api2');
+  const api = await started('api', { API2_URL: api2.url, EXTERNAL_URL: `${hop.origin}/` });
+  const urls = ['/hello', '/data', '/books', '/books/x', '/nothing', '/', '/page.js', '/openapi.json']
+    .map((path) => api.url + path)
+    .concat(['/respond', '/books', '/nothing'].map((path) => api2.url + path));
+  for (const url of urls) {
+    const { headers } = await get(url);
+    expect([url, headers['x-content-type-options']]).toEqual([url, 'nosniff']);
+  }
 });
 
 test.each(['SIGTERM', 'SIGINT'] as const)('%s finishes what is in flight, and exits 0', async (signal) => {

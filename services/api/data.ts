@@ -6,6 +6,7 @@ import type { NextHop } from '../../chassis/next-hop/client';
 import { HopFailure } from '../../chassis/next-hop/failure';
 import { Problem } from '../../chassis/problem';
 import { statusOfAnswer } from '../../chassis/proxy-status';
+import { send } from '../../chassis/send';
 
 const MOST_LOGGED_BYTES = 1000;
 const HEADERS = ['accept', 'application/json', 'accept-encoding', 'identity'];
@@ -24,7 +25,7 @@ export function data(external: NextHop, path: string, log: Logger): RequestHandl
   return async function data(_req, res) {
     const relayed = await relay.read(res);
     if (log.isLevelEnabled('debug')) log.debug({ data: beginOf(relayed.body) }, 'data relayed');
-    send(res, relayed);
+    sendRelayed(res, relayed);
   };
 }
 
@@ -110,13 +111,11 @@ function isJson(answer: Answer) {
   }
 }
 
-function send(res: Response, { body, cacheStatus, age }: Relayed) {
-  res.setHeader('content-type', 'application/json');
-  res.setHeader('content-length', body.length);
+function sendRelayed(res: Response, { body, cacheStatus, age }: Relayed) {
   res.setHeader('cache-status', `api; ${cacheStatus}`);
   if (age !== undefined) res.setHeader('age', age);
   res.setHeader('server-timing', res.locals.record.serverTiming());
-  res.end(body);
+  send(res, 200, 'application/json', body);
 }
 
 // As a stream, the decoder leaves out a character that is cut through.

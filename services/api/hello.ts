@@ -2,14 +2,15 @@ import type { ErrorRequestHandler, RequestHandler, Response } from 'express';
 import type { NextHop } from '../../chassis/next-hop/client';
 import { HopFailure } from '../../chassis/next-hop/failure';
 import { statusOfAnswer, statusOfFailure } from '../../chassis/proxy-status';
+import { sendText } from '../../chassis/send';
 
 /** Asks api2 and answers with its text. */
 export function hello(api2: NextHop): RequestHandler {
   return async function hello(_req, res) {
     const answer = await api2.get('/respond', res.locals.record);
-    if (answer.isSuccess) return sendText(res, 200, answer.text());
+    if (answer.isSuccess) return sendTimed(res, 200, answer.text());
     res.setHeader('proxy-status', statusOfAnswer('api', api2.name, answer));
-    sendText(res, 500, `Error from api2: ${answer.status}`);
+    sendTimed(res, 500, `Error from api2: ${answer.status}`);
   };
 }
 
@@ -20,15 +21,11 @@ export function helloFailed(): ErrorRequestHandler {
     // Our own bound is not api2's failure.
     if (error.type === 'connection_limit_reached') return next(error);
     res.setHeader('proxy-status', statusOfFailure('api', error));
-    sendText(res, 500, 'Internal error contacting api2');
+    sendTimed(res, 500, 'Internal error contacting api2');
   };
 }
 
-function sendText(res: Response, status: number, text: string) {
-  res.statusCode = status;
-  res.setHeader('content-type', 'text/plain; charset=utf-8');
-  res.setHeader('content-length', Buffer.byteLength(text));
+function sendTimed(res: Response, status: number, text: string) {
   res.setHeader('server-timing', res.locals.record.serverTiming());
-  // As a string it leaves in one write with the headers.
-  res.end(text);
+  sendText(res, status, text);
 }

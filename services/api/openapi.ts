@@ -1,14 +1,13 @@
 import type { RequestHandler } from 'express';
+import { send } from '../../chassis/send';
 
 /** Answers with the OpenAPI 3.1 document of the public routes. */
 export function openApi(): RequestHandler {
   let json: string | undefined;
   return function openApi(_req, res) {
     json ??= JSON.stringify(createDocument());
-    res.setHeader('content-type', 'application/json');
-    res.setHeader('content-length', Buffer.byteLength(json));
     res.setHeader('server-timing', res.locals.record.serverTiming());
-    res.end(json);
+    send(res, 200, 'application/json', json);
   };
 }
 

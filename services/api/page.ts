@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { type RequestHandler, Router } from 'express';
 import { etagOf, isNotModified } from '../../chassis/preconditions';
 import { methodNotAllowed } from '../../chassis/problem';
+import { send } from '../../chassis/send';
 
 const TYPES: Readonly<Record<string, string>> = {
   html: 'text/html; charset=utf-8',
@@ -73,9 +74,7 @@ function file(name: string): RequestHandler {
     res.setHeader('etag', etag);
     res.setHeader('server-timing', res.locals.record.serverTiming());
     if (isNotModified(req.headers, etag)) return void res.status(304).end();
-    res.setHeader('content-type', type);
-    res.setHeader('content-length', Buffer.byteLength(content));
-    res.end(content);
+    send(res, 200, type, content);
   };
 }
 

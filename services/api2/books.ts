@@ -3,6 +3,7 @@ import { jsonBody, validBody } from '../../chassis/json-body';
 import { checkPreconditions, etagOf, isNotModified } from '../../chassis/preconditions';
 import { methodNotAllowed, nothingHere, Problem } from '../../chassis/problem';
 import { queryOf } from '../../chassis/request-target';
+import { send } from '../../chassis/send';
 import { type Book, book, bookQuery, idempotencyKey, newBook } from '../../contract/books';
 import { type BookStore, KeyReused, StoreUnavailable } from './book-store';
 
@@ -32,7 +33,7 @@ function list(store: BookStore): RequestHandler {
     const items = found.slice(0, limit);
     const next = found.length > limit ? (items.at(-1) as Book).id : null;
     if (next !== null) res.setHeader('link', `</books?limit=${limit}&after=${next}>; rel="next"`);
-    send(res, 200, JSON.stringify({ items, next }));
+    sendJson(res, 200, JSON.stringify({ items, next }));
   };
 }
 
@@ -115,15 +116,12 @@ function tagOf(found: Book) {
 
 function sendBook(res: Response, status: number, found: Book) {
   res.setHeader('etag', tagOf(found));
-  send(res, status, representationOf(found));
+  sendJson(res, status, representationOf(found));
 }
 
-function send(res: Response, status: number, json: string) {
-  res.statusCode = status;
-  res.setHeader('content-type', 'application/json');
-  res.setHeader('content-length', Buffer.byteLength(json));
+function sendJson(res: Response, status: number, json: string) {
   res.setHeader('cache-control', 'no-cache');
-  res.end(json);
+  send(res, status, 'application/json', json);
 }
 
 function answerStoreFailure(error: unknown, _req: Request, _res: Response, next: (error: unknown) => void) {
