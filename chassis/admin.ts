@@ -16,6 +16,11 @@ export class Readiness {
   }
 }
 
+/** For the admin port: probes are neither logged nor counted. */
+export function unloggedTraffic() {
+  return new Traffic({ log: pino({ level: 'silent' }) });
+}
+
 /**
  * The app of the admin port: `/livez` says that the process works, `/readyz` that it wants traffic,
  * `/metrics` gives the Prometheus exposition; `routes` are a service's own.
@@ -24,7 +29,7 @@ export class Readiness {
 export function createAdminApp(readiness: Readiness, metrics: Metrics, routes?: Router): Express {
   const app = express();
   app.disable('x-powered-by').disable('etag');
-  app.use(new Traffic({ log: pino({ level: 'silent' }) }).record());
+  app.use(unloggedTraffic().record());
   const only = methodNotAllowed('GET', 'HEAD');
   app
     .route('/livez')

@@ -1,8 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Express } from 'express';
-import type { Readiness } from './admin';
+import { type Readiness, unloggedTraffic } from './admin';
 import type { Logger } from './logger';
-import { HttpServer, ListenError } from './server';
+import { HttpServer, ListenError, TIMEOUTS } from './server';
 import { SettingsError } from './settings';
 import type { Traffic } from './traffic';
 
@@ -42,8 +42,8 @@ class Life {
   private endingSinceMs: number | undefined;
 
   constructor(private readonly service: Service) {
-    this.server = new HttpServer(service.app);
-    this.admin = new HttpServer(service.adminApp);
+    this.server = new HttpServer(service.app, TIMEOUTS, service.traffic.reject());
+    this.admin = new HttpServer(service.adminApp, TIMEOUTS, unloggedTraffic().reject());
   }
 
   async begin() {
@@ -74,12 +74,12 @@ class Life {
     const { settings, log, readiness, traffic } = this.service;
     this.endingSinceMs = performance.now();
     readiness.isReady = false;
+    for (const server of [this.server, this.admin]) server.drain();
     log.info({ reason, inFlight: traffic.size }, 'stopping');
     this.service.stopping?.();
     await sleep(settings.drainMs);
     const late = () => this.exit(1, { inFlight: traffic.size }, 'stopped by SHUTDOWN_TIMEOUT_MS');
     setTimeout(late, settings.shutdownTimeoutMs);
-    traffic.end();
     await this.server.finish();
     for (const used of this.service.closes) await used?.close();
     await this.admin.finish();

@@ -1,13 +1,16 @@
 import { once } from 'node:events';
-import {
-  createServer,
-  type IncomingMessage,
-  type RequestListener,
-  type Server,
-  type ServerResponse,
-} from 'node:http';
+import { createServer, IncomingMessage, type RequestListener, type Server, ServerResponse } from 'node:http';
 import { Server as NetServer, type Socket } from 'node:net';
+import { setImmediate as turn } from 'node:timers/promises';
 import { classesFor } from './express-classes';
+import { Problem } from './problem';
+import {
+  lacksHost,
+  missingHost,
+  problemOfClientError,
+  rejectWithoutBody,
+  unknownExpectation,
+} from './rejection';
 
 /**
  * Time-outs against slow and silent clients, in milliseconds. Node checks the first two only every
@@ -35,11 +38,29 @@ const MOST_PER_TURN = 64;
 // Of one connection, without an answer. Nobody pipelines that many, and Node reads on while they only wait.
 const MOST_PIPELINED = 128;
 
+// The label that metrics have for a method that they do not know.
+const UNKNOWN_METHOD = '_OTHER';
+
 // How often within `unreadTimeout` all connections are looked at.
 const CHECKS = 5;
 
+// A closed connection is still read for so long, unless its client closes it too. nginx does the same
+// (lingering_close) for 5 s; a client needs only the time of one round trip.
+const LINGER_MS = 500;
+
+// How long a connection accepted at the end of the drain may take to send its first request.
+const FIRST_REQUEST_MS = 100;
+
+// The longest that the port stays open for connections that the kernel has made but not handed over.
+const MAX_ACCEPT_MS = 100;
+
 /** What is known of a connection. */
 interface Connection {
+  readonly acceptedMs: number;
+  /** The response to the latest request. */
+  latest: ServerResponse | undefined;
+  /** It is closed for writing, or the parser has failed on it: what still arrives is discarded. */
+  isOver: boolean;
   /** Requests without a whole answer yet. */
   requests: number;
   /** Bytes that waited to be sent at the last check, and how many checks in a row found as many. */
@@ -60,24 +81,31 @@ export class HttpServer {
   private readonly mostIdleChecks: number;
   private handledInTurn = 0;
   private readonly waiting: [IncomingMessage, ServerResponse][] = [];
+  private readonly classes;
+  private isDraining = false;
   private isFinishing = false;
+  private accepted = 0;
 
   constructor(
     private readonly app: RequestListener,
     { unreadTimeout, idleTimeout, ...timeouts } = TIMEOUTS,
+    private readonly reject = rejectWithoutBody,
   ) {
+    this.classes = { IncomingMessage, ServerResponse, ...classesFor(app) };
     const everyMs = unreadTimeout / CHECKS;
     // Node's own time-outs for sockets, set anew with each request, cost a tenth of all requests per second.
-    const own = { keepAliveTimeout: 0, optimizeEmptyRequests: true };
-    this.server = createServer({ ...timeouts, ...own, ...classesFor(app) }, (req, res) => {
+    const own = { keepAliveTimeout: 0, optimizeEmptyRequests: true, requireHostHeader: false };
+    this.server = createServer({ ...timeouts, ...own, ...this.classes }, (req, res) => {
       if (!this.began(req.socket, res)) return;
+      if (lacksHost(req)) return this.refuse(res, missingHost());
       if (!req.url?.startsWith('/')) req.url = originForm(req);
       this.handle(req, res);
     });
-    this.server.on('connection', (socket: Socket) => {
-      this.connections.set(socket, { requests: 0, unsent: 0, unreadChecks: 0, received: 0, idleChecks: 0 });
-      socket.once('close', () => this.connections.delete(socket));
+    this.server.on('checkExpectation', (req, res) => {
+      if (this.began(req.socket, res)) this.refuse(res, unknownExpectation());
     });
+    this.server.on('clientError', (error, socket) => this.parserFailed(error, socket as Socket));
+    this.server.on('connection', (socket: Socket) => this.connected(socket));
     // The first check may come at once.
     this.mostIdleChecks = Math.ceil(idleTimeout / everyMs) + 1;
     const check = setInterval(() => this.check(), everyMs).unref();
@@ -101,31 +129,135 @@ export class HttpServer {
     return typeof address === 'object' && address !== null ? address.port : port;
   }
 
+  /** From now on the response to the last request of each connection carries `Connection: close`. */
+  drain() {
+    this.isDraining = true;
+    for (const { latest } of this.connections.values()) if (latest?.headersSent === false) endsWith(latest);
+  }
+
   /** Takes no new connections, closes those without a request, and resolves when the last answer is out. */
   async finish() {
     if (!this.server.listening) return;
+    await this.acceptPending();
     this.isFinishing = true;
+    this.drain();
     const closed = once(this.server, 'close');
     // HTTP's own `close` ends the checks for slow clients, and connections whose answer is not all sent.
     NetServer.prototype.close.call(this.server);
-    for (const [socket, { requests }] of this.connections) if (requests === 0) socket.destroySoon();
+    for (const [socket, connection] of this.connections) this.closeIfIdle(socket, connection);
     await closed;
     this.server.close();
   }
 
+  // Closing the port resets the connections that wait to be accepted, and libuv accepts one in each turn of
+  // the event loop. A turn also reads what has arrived on the others.
+  private async acceptPending() {
+    const startedMs = performance.now();
+    let before: number;
+    do {
+      before = this.accepted;
+      await turn();
+    } while (this.accepted > before && performance.now() - startedMs < MAX_ACCEPT_MS);
+  }
+
+  private connected(socket: Socket) {
+    this.accepted++;
+    this.connections.set(socket, {
+      acceptedMs: performance.now(),
+      latest: undefined,
+      isOver: false,
+      requests: 0,
+      unsent: 0,
+      unreadChecks: 0,
+      received: 0,
+      idleChecks: 0,
+    });
+    socket.once('close', () => this.connections.delete(socket));
+    // Node calls it after a response with `Connection: close`.
+    socket.destroySoon = () => this.close(socket);
+  }
+
   private began(socket: Socket, res: ServerResponse) {
     const connection = this.connections.get(socket);
-    if (connection === undefined) return false;
+    if (connection === undefined || connection.isOver) return false;
     if (++connection.requests > MOST_PIPELINED) {
       socket.destroy();
       return false;
     }
     connection.idleChecks = 0;
+    if (this.isDraining) {
+      // A pipelined request behind it would get no response.
+      if (connection.latest?.headersSent === false) connection.latest.shouldKeepAlive = true;
+      endsWith(res);
+    }
+    connection.latest = res;
     res.on('close', () => {
       connection.requests--;
-      if (connection.requests === 0 && this.isFinishing) socket.destroySoon();
+      if (connection.requests === 0 && this.isFinishing) this.close(socket);
     });
     return true;
+  }
+
+  private closeIfIdle(socket: Socket, { requests, latest, acceptedMs }: Connection) {
+    if (requests > 0) return;
+    const restMs = latest === undefined ? acceptedMs + FIRST_REQUEST_MS - performance.now() : 0;
+    if (restMs <= 0) return this.close(socket);
+    const close = () => {
+      if (this.connections.get(socket)?.requests === 0) this.close(socket);
+    };
+    setTimeout(close, restMs);
+  }
+
+  /**
+   * Closes a connection in two steps (RFC 9112, section 9.6): if it were closed for reading at once, bytes
+   * that arrive would reset it, and the client would lose what it has not read yet.
+   */
+  private close(socket: Socket) {
+    const connection = this.connections.get(socket);
+    if (connection === undefined || socket.writableEnded) return;
+    connection.isOver = true;
+    socket.end(() => {
+      const timer = setTimeout(() => socket.destroy(), LINGER_MS).unref();
+      socket.once('close', () => clearTimeout(timer));
+    });
+    socket.resume();
+  }
+
+  private refuse(res: ServerResponse, problem: Problem) {
+    endsWith(res);
+    this.reject(res, problem);
+  }
+
+  // Node has neither a request nor a response for the bytes that its parser fails on, unless they belong to
+  // the body of the latest request.
+  private parserFailed(error: NodeJS.ErrnoException, socket: Socket) {
+    const connection = this.connections.get(socket);
+    if (connection === undefined || connection.isOver) return;
+    const { latest, requests } = connection;
+    const problem = problemOfClientError(error, socket);
+    if (problem === undefined) return void socket.destroy();
+    connection.isOver = true;
+    if (latest === undefined || (latest.req.complete && requests === 0)) this.refuseBytes(socket, problem);
+    else if (latest.req.complete) latest.once('close', () => this.refuseBytes(socket, problem));
+    else if (requests === 0) this.close(socket);
+    else if (latest.writableEnded) latest.once('close', () => this.close(socket));
+    else if (error.code === 'HPE_INVALID_EOF_STATE') socket.destroy();
+    else this.refuse(latest, problem);
+  }
+
+  private refuseBytes(socket: Socket, problem: Problem) {
+    if (!socket.writable) return;
+    const req = new this.classes.IncomingMessage(socket);
+    req.method = UNKNOWN_METHOD;
+    req.url = '/';
+    const res = new this.classes.ServerResponse(req);
+    res.assignSocket(socket);
+    res.once('finish', () => {
+      res.detachSocket(socket);
+      res.emit('close');
+      this.close(socket);
+    });
+    this.refuse(res, problem);
   }
 
   private handle(req: IncomingMessage, res: ServerResponse) {
@@ -134,8 +266,20 @@ export class HttpServer {
       return;
     }
     if (this.handledInTurn++ === 0) setImmediate(() => this.nextTurn());
-    // Its client may have left while it waited.
-    if (!res.destroyed) this.app(req, res);
+    // While it waited, its client may have left, or it may have been rejected.
+    if (!res.destroyed && !res.writableEnded) this.callApp(req, res);
+  }
+
+  // What an app throws is thrown on outside of the loop or parser that called it, which others depend on.
+  private callApp(req: IncomingMessage, res: ServerResponse) {
+    try {
+      this.app(req, res);
+    } catch (error) {
+      process.nextTick(() => {
+        throw error;
+      });
+      this.refuse(res, new Problem(500, 'internal_error', { cause: error }));
+    }
   }
 
   private nextTurn() {
@@ -150,6 +294,11 @@ export class HttpServer {
       if (unreadChecks === CHECKS || idleChecks === this.mostIdleChecks) socket.destroy();
     }
   }
+}
+
+// Its connection ends with this response.
+function endsWith(res: ServerResponse) {
+  res.shouldKeepAlive = false;
 }
 
 function count({ writableLength, bytesRead }: Socket, connection: Connection) {

@@ -2,7 +2,8 @@ import type { Request, RequestHandler, Response } from 'express';
 import { InFlight } from './in-flight';
 import type { Logger } from './logger';
 import type { Metrics } from './metrics';
-import { Problem } from './problem';
+import { Problem, sendProblem } from './problem';
+import type { Reject } from './rejection';
 import { RequestRecord, routeOf, statusOf } from './request-record';
 import type { Tracing } from './tracing';
 
@@ -16,7 +17,6 @@ const MAX_BUFFERED_BYTES = 64 * 1024 * 1024;
  */
 export class Traffic {
   private readonly inFlight = new InFlight<RequestRecord>();
-  private ending = false;
   private readonly lines: Line[] = [];
   private waitingForClients = 0;
   private bufferedBytes = 0;
@@ -40,13 +40,19 @@ export class Traffic {
   record(): RequestHandler {
     const traffic = this;
     return function record(req, res, next) {
-      const entry = new RequestRecord(req, res, traffic.tracing, (bytes) => traffic.buffered(bytes));
-      res.locals.record = entry;
-      res.setHeader('x-request-id', entry.requestId);
-      if (traffic.ending) res.setHeader('connection', 'close');
-      traffic.inFlight.add(entry);
-      res.on('close', () => traffic.ended(req, res));
+      traffic.begin(req, res);
       next();
+    };
+  }
+
+  /** Responds with a problem document to what the HTTP server rejects, so that it is recorded like any other request. */
+  reject(): Reject {
+    return (rejected, problem) => {
+      // The server makes its responses from the app's own class.
+      const res = rejected as Response;
+      res.locals ??= {} as Response['locals'];
+      if (res.locals.record === undefined) this.begin(res.req, res);
+      sendProblem(res, problem);
     };
   }
 
@@ -59,18 +65,10 @@ export class Traffic {
     const headers = { 'retry-after': '1', 'proxy-status': `${service}; error=connection_limit_reached` };
     const traffic = this;
     return function limit(req, res, next) {
-      if (traffic.inFlight.size <= max || traffic.busy(req.body !== undefined) <= max) return next();
+      if (traffic.size <= max || traffic.busy(req.body !== undefined) <= max) return next();
       res.locals.record.error = 'connection_limit_reached';
       throw new Problem(503, 'connection_limit_reached', { detail: 'Too many requests at once.', headers });
     };
-  }
-
-  /** From now on each answer is the last one on its connection. */
-  end() {
-    this.ending = true;
-    this.inFlight.forEach(({ res }) => {
-      if (!res.headersSent) res.setHeader('connection', 'close');
-    });
   }
 
   /** Writes the log lines of the requests that have ended: before the process exits, that can't wait. */
@@ -106,6 +104,15 @@ export class Traffic {
       });
     }
     return this.inFlight.size - this.waitingForClients;
+  }
+
+  private begin(req: Request, res: Response) {
+    const record = new RequestRecord(req, res, this.tracing, (bytes) => this.buffered(bytes));
+    res.locals.record = record;
+    res.setHeader('x-request-id', record.requestId);
+    res.setHeader('x-content-type-options', 'nosniff');
+    this.inFlight.add(record);
+    res.on('close', () => this.ended(req, res));
   }
 
   private ended(req: Request, res: Response) {

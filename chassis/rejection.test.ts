@@ -1,0 +1,179 @@
+import { once } from 'node:events';
+import { connect } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import express from 'express';
+import { logToArray } from '../test/app-under-test';
+import { jsonBody } from './json-body';
+import { Metrics } from './metrics';
+import { answerProblem, notFound } from './problem';
+import { sendText } from './send';
+import { HttpServer, TIMEOUTS } from './server';
+import { Traffic } from './traffic';
+
+const cleanups: (() => Promise<unknown>)[] = [];
+
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0)) await cleanup();
+});
+
+/** A server with a JSON route and a slow one, and timeouts that a test can wait for. */
+async function listening() {
+  const { log, lines, completed } = logToArray();
+  const metrics: Metrics = new Metrics(() => traffic.size);
+  const traffic = new Traffic({ log, metrics });
+  const app = express();
+  app.use(traffic.record());
+  app.post('/json', jsonBody(), (_req, res) => sendText(res, 200, 'received'));
+  app.get('/slow', (_req, res) => void setTimeout(() => sendText(res, 200, 'slow'), 200));
+  app.get('/begun', (_req, res) => void res.write('begun'));
+  app.use(notFound());
+  app.use(answerProblem());
+  const timeouts = { headersTimeout: 200, requestTimeout: 300, connectionsCheckingInterval: 50 };
+  const server = new HttpServer(app, { ...TIMEOUTS, ...timeouts }, traffic.reject());
+  const port = await server.listen('127.0.0.1', 0);
+  cleanups.push(() => server.finish());
+  return { port, lines, completed, metrics };
+}
+
+/** All that the server sends until the connection ends. */
+async function exchange(port: number, bytes: string | Buffer) {
+  const client = connect(port, '127.0.0.1', () => client.write(bytes));
+  let text = '';
+  for await (const data of client) text += data;
+  return text;
+}
+
+const POST = 'POST /json HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n';
+const CHUNKED = `${POST}transfer-encoding: chunked\r\n\r\n`;
+
+test.each<[string, string, number, string, string, string]>([
+  ['that is not HTTP', 'no HTTP at all\r\n\r\n', 400, 'bad_request', '_OTHER', 'unmatched'],
+  ['without Host', 'GET /slow HTTP/1.1\r\n\r\n', 400, 'bad_request', 'GET', 'unmatched'],
+  [
+    'with an unknown Expect',
+    'GET /slow HTTP/1.1\r\nhost: a\r\nexpect: tea\r\n\r\n',
+    417,
+    'expectation_failed',
+    'GET',
+    'unmatched',
+  ],
+  [
+    'whose header is larger than 16 kB',
+    `GET / HTTP/1.1\r\nhost: a\r\nx: ${'x'.repeat(20_000)}\r\n\r\n`,
+    431,
+    'request_header_fields_too_large',
+    '_OTHER',
+    'unmatched',
+  ],
+  ['whose header stops halfway', 'GET / HTTP/1.1\r\nhost', 408, 'request_timeout', '_OTHER', 'unmatched'],
+  ['whose body stops halfway', `${POST}content-length: 9\r\n\r\n{`, 408, 'request_timeout', 'POST', '/json'],
+  ['with a malformed chunk', `${CHUNKED}zz\r\n`, 400, 'bad_request', 'POST', '/json'],
+  [
+    'with 20 kB of chunk extensions',
+    `${CHUNKED}1;${'x'.repeat(20_000)}\r\n`,
+    413,
+    'content_too_large',
+    'POST',
+    '/json',
+  ],
+])(
+  'a request %s gets a problem document, and is logged and counted',
+  async (_what, bytes, status, code, method, route) => {
+    const { port, completed, metrics, lines } = await listening();
+    const [head = '', body = ''] = (await exchange(port, bytes)).split('\r\n\r\n');
+    const document = JSON.parse(body);
+    expect(document).toMatchObject({ type: 'about:blank', status, code, requestId: expect.any(String) });
+    expect(head).toMatch(new RegExp(`^HTTP/1.1 ${status} `));
+    for (const header of [
+      'content-type: application/problem+json',
+      'x-content-type-options: nosniff',
+      `x-request-id: ${document.requestId}`,
+      'Connection: close',
+    ])
+      expect(head.split('\r\n')).toContain(header);
+    await sleep(20);
+    expect(completed()).toMatchObject([{ requestId: document.requestId, method, route, status }]);
+    expect(lines).toHaveLength(1);
+    const label = `{method="${method}",route="${route}",status="${status}"}`;
+    expect(await metrics.registry.metrics()).toContain(
+      `http_server_request_duration_seconds_count${label} 1\n`,
+    );
+  },
+);
+
+test('a request without Host keeps its own request id', async () => {
+  const { port } = await listening();
+  expect(await exchange(port, 'GET / HTTP/1.1\r\nx-request-id: mine\r\n\r\n')).toMatch(/"requestId":"mine"/);
+});
+
+test('an HTTP/1.0 request needs no Host, and one that expects 100-continue gets it', async () => {
+  const { port } = await listening();
+  expect(await exchange(port, 'GET /slow HTTP/1.0\r\n\r\n')).toMatch(/^HTTP\/1\.1 200 /);
+  const continued = `${POST}expect: 100-continue\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}`;
+  expect(await exchange(port, continued)).toMatch(/^HTTP\/1\.1 100 Continue\r\n\r\nHTTP\/1\.1 200 /);
+});
+
+test('pipelined requests in front of malformed bytes are all served first, in order', async () => {
+  const { port, completed } = await listening();
+  const get = (path: string) => `GET ${path} HTTP/1.1\r\nhost: a\r\n\r\n`;
+  const text = await exchange(port, `${get('/slow')}${get('/nothing')}malformed\r\n\r\n`);
+  expect(text.match(/HTTP\/1\.1 \d+/g)).toEqual(['HTTP/1.1 200', 'HTTP/1.1 404', 'HTTP/1.1 400']);
+  await sleep(20);
+  expect(completed().map(({ status }) => status)).toEqual([200, 404, 400]);
+});
+
+test('nothing is written into a response that has begun: it is cut off', async () => {
+  const { port } = await listening();
+  const bytes =
+    'GET /begun HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\nmalformed\r\n';
+  const text = await exchange(port, bytes).catch((error) => String(error));
+  expect(text.match(/HTTP\/1\.1/g) ?? []).toHaveLength(1);
+  expect(text).not.toContain('\r\n0\r\n');
+});
+
+test('bytes after a request that was answered without its body get no second response', async () => {
+  const { port, completed } = await listening();
+  const text = await exchange(
+    port,
+    'POST /nothing HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n',
+  );
+  expect(text.match(/HTTP\/1\.1 \d+/g)).toHaveLength(1);
+  await sleep(20);
+  expect(completed()).toHaveLength(1);
+});
+
+test.each<[string, Buffer]>([
+  ['a TLS handshake', Buffer.from('1603010200010001fc0303', 'hex')],
+  ['no byte at all', Buffer.alloc(0)],
+])('%s is closed without a response, a log line or a count', async (_what, bytes) => {
+  const { port, lines, metrics } = await listening();
+  expect(await exchange(port, bytes)).toBe('');
+  await sleep(20);
+  expect(lines).toEqual([]);
+  expect(await metrics.registry.metrics()).not.toContain('http_server_request_duration_seconds_count');
+});
+
+test('a client that resets its connection in the middle of a header leaves no log line', async () => {
+  const { port, lines } = await listening();
+  const client = connect(port, '127.0.0.1', () => client.write('GET / HTTP/1.1\r\nhost'));
+  await once(client, 'connect');
+  await sleep(50);
+  client.resetAndDestroy();
+  await sleep(300);
+  expect(lines).toEqual([]);
+});
+
+test('a client that is still sending when it is rejected can read the whole response', async () => {
+  const { port } = await listening();
+  const client = connect(port, '127.0.0.1');
+  const errors: unknown[] = [];
+  client.on('error', (error) => errors.push(error));
+  client.write(`GET / HTTP/1.1\r\nhost: a\r\nx: ${'x'.repeat(20_000)}`);
+  const sending = setInterval(() => client.write('x'.repeat(1000)), 5);
+  await sleep(200);
+  clearInterval(sending);
+  let text = '';
+  for await (const data of client) text += data;
+  expect(text).toMatch(/^HTTP\/1\.1 431 .*"code":"request_header_fields_too_large"/s);
+  expect(errors).toEqual([]);
+});
