@@ -52,7 +52,7 @@ const LINGER_MS = 500;
 const FIRST_REQUEST_MS = 100;
 
 // The longest that the port stays open for connections that the kernel has made but not handed over.
-const MAX_ACCEPT_MS = 100;
+const MAX_ACCEPT_MS = 1000;
 
 /** What is known of a connection. */
 interface Connection {
@@ -205,7 +205,8 @@ export class HttpServer {
     const close = () => {
       if (this.connections.get(socket)?.requests === 0) this.close(socket);
     };
-    setTimeout(close, restMs);
+    // What has arrived by then is read first.
+    setTimeout(() => setImmediate(close), restMs);
   }
 
   /**

@@ -187,6 +187,47 @@ test('a second signal loses no log line, not even of a request that ends in the 
   expect(told).toMatchObject([{ status: 200 }]);
 });
 
+test.each([
+  ['first', 10],
+  ['next', 80],
+])(
+  'an error that a request of the %s turn throws fails that request, 99 others are served, and it exits 1',
+  async (_turn, throwing) => {
+    const thrower = preload(`
+    const { application } = require(process.cwd() + '/node_modules/express');
+    const { handle } = application;
+    application.handle = function (req, res, next) {
+      if (req.url === '/throw') throw new Error('unforeseen');
+      return handle.call(this, req, res, next);
+    };
+  `);
+    const api2 = await started('api2', { NODE_OPTIONS: thrower });
+    const clients = Array.from({ length: 100 }, () => connect(api2.port, '127.0.0.1'));
+    await Promise.all(clients.map((client) => once(client, 'connect')));
+    await sleep(100);
+    // It finds all requests at once: the first 64 begin in one turn, the others in the next.
+    api2.child.kill('SIGSTOP');
+    const answered = clients.map(async (client, i) => {
+      client.write(`GET /${i === throwing ? 'throw' : 'respond'} HTTP/1.1\r\nhost: a\r\n\r\n`);
+      return String((await once(client, 'data'))[0]).slice(9, 12);
+    });
+    await sleep(200);
+    const exited = once(api2.child, 'close');
+    const startedMs = performance.now();
+    api2.child.kill('SIGCONT');
+    const statuses = await Promise.all(answered);
+    expect(performance.now() - startedMs).toBeLessThan(1000);
+    expect(statuses.map((status, i) => [i, status])).toEqual(
+      statuses.map((_status, i) => [i, i === throwing ? '500' : '200']),
+    );
+    expect(await exited).toEqual([1, null]);
+    const completed = api2.lines().filter(({ msg }) => msg === 'request completed');
+    expect(completed).toHaveLength(100);
+    const [failed] = completed.filter(({ status }) => status === 500);
+    expect(failed).toMatchObject({ error: 'internal_error', err: { message: 'unforeseen' } });
+  },
+);
+
 test('a fault is not taken while it stops', async () => {
   const api2 = await started('api2', { FAULTS: 'on', DRAIN_MS: '500' });
   const stopped = api2.stop();

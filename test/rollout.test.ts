@@ -1,0 +1,160 @@
+import { once } from 'node:events';
+import { connect, type Socket } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type Program, startedPrograms } from './programs';
+import { httpHop, type StubHop } from './stub-hop';
+
+const started = startedPrograms();
+let hop: StubHop;
+
+beforeEach(async () => {
+  hop = await httpHop((_req, res) => void res.end('ok'));
+});
+
+afterEach(() => hop.close());
+
+const CLOSES = /\r\nconnection: close\r\n/i;
+const REQUEST = 'GET /hello HTTP/1.1\r\nhost: a\r\n\r\n';
+
+/** A client that keeps its connection for as long as the server lets it. */
+class Client {
+  private socket: Socket | undefined;
+  private waiting: { resolve(text: string): void; reject(error: Error): void; text: string } | undefined;
+
+  constructor(private readonly port: () => number) {}
+
+  /** Resolves to the response, or rejects if the connection ends without a whole one. */
+  get() {
+    this.socket ??= this.open();
+    this.socket.write(REQUEST);
+    return new Promise<string>((resolve, reject) => {
+      this.waiting = { resolve, reject, text: '' };
+    });
+  }
+
+  close() {
+    this.socket?.end();
+    this.socket = undefined;
+  }
+
+  private open() {
+    const socket = connect(this.port(), '127.0.0.1').setNoDelay(true);
+    const ended = (error: Error) => {
+      if (this.socket !== socket) return;
+      this.socket = undefined;
+      this.waiting?.reject(error);
+    };
+    socket.on('data', (data) => this.read(String(data)));
+    socket.on('error', ended).on('end', () => ended(new Error('closed without a response')));
+    return socket;
+  }
+
+  private read(data: string) {
+    const { waiting } = this;
+    if (waiting === undefined) throw new Error(`not asked for: ${data}`);
+    waiting.text += data;
+    if (!waiting.text.endsWith('\r\n\r\nok')) return;
+    this.waiting = undefined;
+    if (CLOSES.test(waiting.text)) this.close();
+    waiting.resolve(waiting.text);
+  }
+}
+
+const api = (drainMs: number) => started('api', { API2_URL: hop.origin, DRAIN_MS: String(drainMs) });
+
+async function frozen(program: Program, forMs: number, meanwhile: () => void) {
+  program.child.kill('SIGSTOP');
+  meanwhile();
+  await sleep(forMs);
+  program.child.kill('SIGCONT');
+}
+
+test('from SIGTERM on every response carries Connection: close, and its connection is closed', async () => {
+  const program = await api(1000);
+  const client = connect(program.port, '127.0.0.1', () => client.write(REQUEST));
+  const [before] = await once(client, 'data');
+  expect(String(before)).not.toMatch(CLOSES);
+  const stopped = program.stop();
+  await sleep(100);
+  client.write(REQUEST);
+  let text = '';
+  for await (const data of client) text += data;
+  expect(text).toMatch(/^HTTP\/1\.1 200 .*\r\n\r\nok$/s);
+  expect(text).toMatch(CLOSES);
+  expect(await new Client(() => program.port).get()).toMatch(CLOSES);
+  expect(await stopped).toBe(0);
+});
+
+test('the last of the requests that a client has pipelined ends the connection, not the first', async () => {
+  const program = await api(1000);
+  const stopped = program.stop();
+  await sleep(100);
+  const client = connect(program.port, '127.0.0.1', () => client.write(REQUEST.repeat(3)));
+  let text = '';
+  for await (const data of client) text += data;
+  expect(text.match(/HTTP\/1\.1 200/g)).toHaveLength(3);
+  expect(text.match(/\r\nconnection: close\r\n/gi)).toHaveLength(1);
+  expect(await stopped).toBe(0);
+});
+
+test('requests and connections that arrive just before the drain ends are all served', async () => {
+  const program = await api(500);
+  const port = () => program.port;
+  const kept = Array.from({ length: 50 }, () => new Client(port));
+  await Promise.all(kept.map((client) => client.get()));
+  const fresh = Array.from({ length: 50 }, () => new Client(port));
+  const stopped = program.stop();
+  await sleep(100);
+  // It finds the end of the drain and the requests at once.
+  const responses: Promise<string>[] = [];
+  await frozen(program, 600, () => {
+    for (const client of [...kept, ...fresh]) responses.push(client.get());
+  });
+  const outcomes = await Promise.allSettled(responses);
+  expect(outcomes.filter(({ status }) => status === 'rejected')).toEqual([]);
+  expect(await stopped).toBe(0);
+});
+
+test('idle connections are closed at the end of the drain, and do not hold the exit up', async () => {
+  const program = await api(300);
+  const clients = Array.from({ length: 20 }, () => new Client(() => program.port));
+  await Promise.all(clients.map((client) => client.get()));
+  const startedMs = performance.now();
+  expect(await program.stop()).toBe(0);
+  expect(performance.now() - startedMs).toBeLessThan(900);
+});
+
+test('three rollouts under load on 32 kept connections lose no request', async () => {
+  let current = await api(1000);
+  let { port } = current;
+  const idle = Array.from({ length: 32 }, () => new Client(() => port));
+  const clients = [...idle];
+  const failures: string[] = [];
+  let sent = 0;
+  const startedMs = performance.now();
+  const load = setInterval(() => {
+    const due = ((performance.now() - startedMs) / 1000) * 500;
+    for (; sent < due && idle.length > 0; sent++) {
+      const [client] = idle.splice(Math.floor(Math.random() * idle.length), 1) as [Client];
+      client
+        .get()
+        .catch((error) => failures.push(String(error)))
+        .finally(() => idle.push(client));
+    }
+  }, 2);
+  for (let i = 0; i < 3; i++) {
+    const next = await api(1000);
+    await sleep(300);
+    const stopped = current.stop();
+    // A cluster takes a moment to send new connections elsewhere.
+    await sleep(400);
+    port = next.port;
+    expect(await stopped).toBe(0);
+    current = next;
+  }
+  clearInterval(load);
+  await sleep(200);
+  for (const client of clients) client.close();
+  expect(failures).toEqual([]);
+  expect(sent).toBeGreaterThan(1500);
+});
