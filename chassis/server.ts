@@ -56,8 +56,9 @@ const MAX_ACCEPT_MS = 1000;
 
 /** What is known of a connection. */
 interface Connection {
-  readonly acceptedMs: number;
-  /** The response to the latest request. */
+  /** Until when its first request is waited for; 0 once that has come. */
+  isNewUntilMs: number;
+  /** The response to the latest request, unless both are whole: then it is let go. */
   latest: ServerResponse | undefined;
   /** It is closed for writing, or the parser has failed on it: what still arrives is discarded. */
   isOver: boolean;
@@ -163,7 +164,7 @@ export class HttpServer {
   private connected(socket: Socket) {
     this.accepted++;
     this.connections.set(socket, {
-      acceptedMs: performance.now(),
+      isNewUntilMs: performance.now() + FIRST_REQUEST_MS,
       latest: undefined,
       isOver: false,
       requests: 0,
@@ -185,6 +186,7 @@ export class HttpServer {
       return false;
     }
     connection.idleChecks = 0;
+    connection.isNewUntilMs = 0;
     if (this.isDraining) {
       // A pipelined request behind it would get no response.
       if (connection.latest?.headersSent === false) connection.latest.shouldKeepAlive = true;
@@ -193,18 +195,17 @@ export class HttpServer {
     connection.latest = res;
     res.on('close', () => {
       connection.requests--;
+      if (connection.latest === res && res.req.complete) connection.latest = undefined;
       if (connection.requests === 0 && this.isFinishing) this.close(socket);
     });
     return true;
   }
 
-  private closeIfIdle(socket: Socket, { requests, latest, acceptedMs }: Connection) {
-    if (requests > 0) return;
-    const restMs = latest === undefined ? acceptedMs + FIRST_REQUEST_MS - performance.now() : 0;
+  private closeIfIdle(socket: Socket, connection: Connection) {
+    if (connection.requests > 0) return;
+    const restMs = connection.isNewUntilMs - performance.now();
     if (restMs <= 0) return this.close(socket);
-    const close = () => {
-      if (this.connections.get(socket)?.requests === 0) this.close(socket);
-    };
+    const close = () => connection.requests === 0 && this.close(socket);
     // What has arrived by then is read first.
     setTimeout(() => setImmediate(close), restMs);
   }
@@ -238,7 +239,7 @@ export class HttpServer {
     const problem = problemOfClientError(error, socket);
     if (problem === undefined) return void socket.destroy();
     connection.isOver = true;
-    if (latest === undefined || (latest.req.complete && requests === 0)) this.refuseBytes(socket, problem);
+    if (latest === undefined) this.refuseBytes(socket, problem);
     else if (latest.req.complete) latest.once('close', () => this.refuseBytes(socket, problem));
     else if (requests === 0) this.close(socket);
     else if (latest.writableEnded) latest.once('close', () => this.close(socket));

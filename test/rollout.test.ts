@@ -97,6 +97,26 @@ test('the last of the requests that a client has pipelined ends the connection, 
   expect(await stopped).toBe(0);
 });
 
+test('a client that is still sending its body when it gets its last response can read that response', async () => {
+  const program = await api(1000);
+  const stopped = program.stop();
+  await sleep(100);
+  const client = connect(program.port, '127.0.0.1');
+  const errors: unknown[] = [];
+  client.on('error', (error) => errors.push(error));
+  client.write('POST /hello HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n');
+  for (let i = 0; i < 20; i++) {
+    client.write('x'.repeat(1000));
+    await sleep(10);
+  }
+  let text = '';
+  for await (const data of client) text += data;
+  expect(text).toMatch(/^HTTP\/1\.1 405 .*"code":"method_not_allowed"/s);
+  expect(text).toMatch(CLOSES);
+  expect(errors).toEqual([]);
+  expect(await stopped).toBe(0);
+});
+
 test('requests and connections that arrive just before the drain ends are all served', async () => {
   const program = await api(500);
   const port = () => program.port;
