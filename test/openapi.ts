@@ -22,6 +22,7 @@ ajv.addSchema({ $id: 'openapi', ...document });
 // Every answer of an HTTP server may have these.
 const ALWAYS = new Set([
   'connection',
+  'x-content-type-options',
   'date',
   'keep-alive',
   'transfer-encoding',
