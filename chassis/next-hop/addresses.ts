@@ -119,7 +119,8 @@ export class Addresses {
   }
 }
 
-async function lookUpAll(hostname: string) {
+/** All addresses of a host name. The host name of a URL has brackets around an IPv6 address. */
+export async function lookUpAll(hostname: string): Promise<LookupAddress[]> {
   return systemLookup(hostname.replace(/^\[|\]$/g, ''), { all: true });
 }
 

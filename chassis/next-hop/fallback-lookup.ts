@@ -1,8 +1,7 @@
 import type { LookupAddress } from 'node:dns';
-import { lookup as systemLookup } from 'node:dns/promises';
 import { once } from 'node:events';
 import { connect, isIPv6 } from 'node:net';
-import type { Lookup } from './addresses';
+import { type Lookup, lookUpAll } from './addresses';
 
 const CONNECT_TIMEOUT_MS = 500;
 
@@ -39,11 +38,6 @@ export function fallbackLookup(
       return [address];
     }
   };
-}
-
-// The host name of a URL has brackets around an IPv6 address.
-function lookUpAll(hostname: string) {
-  return systemLookup(hostname.replace(/^\[|\]$/g, ''), { all: true });
 }
 
 // A name such as that of a ClusterIP service resolves even while nothing listens behind it.

@@ -43,7 +43,6 @@ const POLICY = [
 // Nothing that would need HTTPS: the page is also used over plain HTTP, on a local address.
 const HEADERS = {
   'content-security-policy': POLICY,
-  'x-content-type-options': 'nosniff',
   'x-frame-options': 'DENY',
   'referrer-policy': 'no-referrer',
   'cross-origin-resource-policy': 'same-origin',
