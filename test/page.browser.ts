@@ -53,7 +53,6 @@ beforeEach(async () => {
   api = await started('api', {
     API2_URL: api2.url,
     EXTERNAL_URL: `${external.origin}/data.json`,
-    API2_TIMEOUT_MS: '800',
   });
   await open({});
 });
@@ -83,7 +82,8 @@ async function use(opened: BrowserContext) {
     if (message.type() === 'error' && !isAnswer) problems.push(message.text());
   });
   await page.goto(api.url);
-  await page.waitForFunction(() => !/^$/.test(document.getElementById('books-state')?.textContent ?? ''));
+  await page.locator('#books-state').filter({ hasText: /./ }).waitFor();
+  expect(await page.locator('#books-state').textContent()).not.toContain('cannot be read');
 }
 
 const button = (name: string) => page.getByRole('button', { name, exact: true });
