@@ -98,6 +98,7 @@ export class Books {
   /** Reads the list from its beginning. */
   async reload() {
     const outcome = await this.senders.follow('GET', `/books?limit=${PAGE}`);
+    byId('reload').hidden = false;
     if (this.refused(outcome)) return;
     this.listed = [];
     this.added = [];

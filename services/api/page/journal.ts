@@ -9,6 +9,8 @@ export class Journal {
   constructor(private readonly body: HTMLTableSectionElement) {}
 
   add(outcome: Outcome) {
+    // Shown with the first line, so that the first list of books does not push it down.
+    this.body.closest('section')?.removeAttribute('hidden');
     const row = this.body.insertRow(0);
     const { at, method, path, status, ms, requestId, failure } = outcome;
     row.insertCell().textContent = at.toLocaleTimeString();
