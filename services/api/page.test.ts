@@ -47,3 +47,8 @@ test.each(['/../package.json', '/page.ts', '/index.html', '/page/page.js', '/%2e
     expect((await request(app).get(path)).status).toBe(404);
   },
 );
+
+test('the page has a description for search engines and link previews', async () => {
+  const { text } = await request(app).get('/').expect(200);
+  expect(text).toMatch(/<meta name="description" content="[^"]{50,160}">/);
+});
