@@ -14,7 +14,11 @@ export interface StubHop {
 }
 
 /** Speaks raw bytes: `onRequest` is called for each request head that arrives, with its number from 1. */
-export async function rawHop(onRequest: (socket: Socket, request: number) => void): Promise<StubHop> {
+export async function rawHop(
+  onRequest: (socket: Socket, request: number) => void,
+  host = '127.0.0.1',
+  port = 0,
+): Promise<StubHop> {
   let requests = 0;
   const server = createServer((socket) => {
     let head = '';
@@ -27,7 +31,7 @@ export async function rawHop(onRequest: (socket: Socket, request: number) => voi
       onRequest(socket, ++requests);
     });
   });
-  return listening(server, () => requests);
+  return listening(server, () => requests, host, port);
 }
 
 /** Speaks HTTP through Node's own server. */

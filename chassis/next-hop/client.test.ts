@@ -174,6 +174,24 @@ describe('spreading', () => {
     expect(posted).toContain(status);
   });
 
+  test('a discarded 503 that ends in a reset does not end its retry', async () => {
+    const hosts = ['127.0.0.1', '127.0.0.2'];
+    const slow = await httpHop((_req, res) => void setTimeout(() => res.end('slow'), 200), hosts[0]);
+    cleanups.push(() => slow.close());
+    const bad = await rawHop(
+      (socket) => {
+        socket.write('HTTP/1.1 503 Service Unavailable\r\n\r\nhalf');
+        setTimeout(() => socket.resetAndDestroy(), 60);
+      },
+      hosts[1],
+      slow.port,
+    );
+    cleanups.push(() => bad.close());
+    const hop = clientOf(`http://hop.test:${slow.port}`, { lookup: addressesOf(hosts) });
+    for (let i = 0; i < 4; i++) expect((await ask(hop)).outcome).toBe('slow');
+    expect(bad.requests()).toBeGreaterThan(0);
+  });
+
   test.each([500, 501, 505, 429])('a %i is never retried', async (status) => {
     const hosts = ['127.0.0.1', '127.0.0.2'];
     const [good] = await replicas(hosts[0] as string);

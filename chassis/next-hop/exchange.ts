@@ -5,7 +5,15 @@ import type { Address } from './address';
 import type { Addresses } from './addresses';
 import { Answer } from './answer';
 import type { Admission, CircuitBreaker } from './circuit-breaker';
-import { CallerLeft, type FailureType, failureType, HopFailure, isGatewayError, RETRYABLE } from './failure';
+import {
+  BLAMES_ADDRESS,
+  CallerLeft,
+  type FailureType,
+  failureType,
+  HopFailure,
+  isGatewayError,
+  RETRYABLE,
+} from './failure';
 import { Probe } from './probe';
 import type { RetryBudget } from './retry-budget';
 import type { Awaited, Settle } from './shared-exchanges';
@@ -117,7 +125,8 @@ export class Exchange implements Awaited {
     // What was sent and not answered tells more than what still waits for a connection of our own.
     const late = this.live.find((attempt) => !attempt.waitsForConnection) ?? this.live[0];
     const type = late?.expiredAs() ?? this.lastType;
-    if (type === 'http_response_timeout') late?.address.failed(performance.now());
+    // Once the response has begun, it may be the client that is slow.
+    if (type === 'http_response_timeout' && !this.begun) late?.address.failed(performance.now());
     this.fail(type, this.lastCause);
   }
 
@@ -223,7 +232,8 @@ export class Exchange implements Awaited {
   }
 
   private distrust(attempt: Attempt, type: FailureType, nowMs: number) {
-    if (!RETRYABLE.has(type)) return attempt.address.failed(nowMs);
+    if (BLAMES_ADDRESS.has(type)) return attempt.address.failed(nowMs);
+    if (!RETRYABLE.has(type)) return;
     if (wasKept(attempt, type)) attempt.address.suspect(nowMs);
     else attempt.address.eject(nowMs);
     this.hop.addresses.refresh();
@@ -255,8 +265,7 @@ export class Exchange implements Awaited {
   }
 
   private leave(attempt: Attempt) {
-    if (this.live.length === 1) this.live.length = 0;
-    else this.live = this.live.filter((other) => other !== attempt);
+    this.live = this.live.filter((other) => other !== attempt);
   }
 }
 
@@ -393,10 +402,10 @@ class Attempt implements Dispatcher.DispatchHandler {
   }
 
   onResponseEnd() {
+    if (this.isDiscarding || this.cancelled) return this.release();
     if (this.wasCutOff()) return this.refuse('http_response_incomplete');
-    const answered = !this.isDiscarding && !this.cancelled;
     this.release();
-    if (answered) this.exchange.answered(this);
+    this.exchange.answered(this);
   }
 
   onResponseError(_controller: Dispatcher.DispatchController, error: Error) {

@@ -45,6 +45,15 @@ export function isGatewayError(status: number) {
   return status >= 502 && status <= 504;
 }
 
+/** Failures of one replica; a response that is too large or encoded would be the same from another one. */
+export const BLAMES_ADDRESS: ReadonlySet<FailureType> = new Set([
+  'http_response_timeout',
+  'http_response_incomplete',
+  'http_response_header_section_size',
+  'http_protocol_error',
+  'tls_certificate_error',
+]);
+
 const BY_CODE: Readonly<Record<string, FailureType>> = {
   ENOTFOUND: 'dns_error',
   ENODATA: 'dns_error',
