@@ -1,5 +1,5 @@
 import { isUtf8 } from 'node:buffer';
-import express, { type Request, type RequestHandler } from 'express';
+import express, { type Request, type RequestHandler, type Response } from 'express';
 import type { z } from 'zod';
 import { Problem } from './problem';
 
@@ -15,25 +15,31 @@ const PROBLEMS: Readonly<Record<string, [status: number, code: string, detail: s
 
 /** Parses a JSON body of at most 100 kB into `req.body`; anything else is a problem. */
 export function jsonBody(): RequestHandler {
-  return readsBody(express.json({ strict: false, inflate: false, limit: MAX_BYTES, verify: isText }), true);
+  return bodyReader(express.json({ strict: false, inflate: false, limit: MAX_BYTES, verify: isText }), true);
 }
 
 /**
- * Reads a JSON body of at most 100 kB into `req.body` as a Buffer, unparsed; undefined without a body. A body of
- * another media type, length or content coding is a problem, before the body is read where its headers say so.
+ * Reads a JSON body of at most 100 kB into `req.body` as a Buffer, unparsed; undefined without a body. Rejects
+ * other media types, content codings and larger bodies, from the headers alone where possible.
  */
-export function wholeJsonBody(): RequestHandler {
-  return readsBody(express.raw({ type: () => true, inflate: false, limit: MAX_BYTES }), false);
+export function rawJsonBody(): RequestHandler {
+  return bodyReader(express.raw({ type: () => true, inflate: false, limit: MAX_BYTES }), false);
 }
 
-function readsBody(read: RequestHandler, isRequired: boolean): RequestHandler {
+function bodyReader(read: RequestHandler, isRequired: boolean): RequestHandler {
   return function readBody(req, res, next) {
     checkBodyHeaders(req);
     const { record } = res.locals;
     record.isReceivingBody = true;
-    req.on('data', (chunk: Buffer) => record.buffered(chunk.length));
+    const count = (chunk: Buffer) => {
+      // body-parser discards the rest of a body that exceeds its limit.
+      if (!hasEnded(res) && record.bufferedBytes <= MAX_BYTES) record.countBuffered(chunk.length);
+    };
+    req.on('data', count);
     read(req, res, (error?: unknown) => {
+      req.off('data', count);
       record.isReceivingBody = false;
+      if (hasEnded(res)) return;
       const { type } = Object(error) as { type?: string };
       if (error && type !== undefined && type in PROBLEMS) next(problemOf(type));
       else if (error || (isRequired && req.body === undefined))
@@ -41,6 +47,11 @@ function readsBody(read: RequestHandler, isRequired: boolean): RequestHandler {
       else next();
     });
   };
+}
+
+// While a body arrives, its client may leave or get a 408.
+function hasEnded(res: Response) {
+  return res.writableEnded || res.destroyed;
 }
 
 function checkBodyHeaders(req: Request) {
@@ -51,7 +62,7 @@ function checkBodyHeaders(req: Request) {
   if (Number(length) > MAX_BYTES) throw problemOf('entity.too.large');
 }
 
-// An empty body is malformed JSON, whatever its type.
+// Without a Content-Type, an empty body is left to the parser, which reports malformed JSON.
 function hasOtherType(req: Request) {
   const { 'content-type': type, 'content-length': length, 'transfer-encoding': transfer } = req.headers;
   if (type === undefined) return transfer !== undefined || Number(length ?? 0) > 0;

@@ -6,6 +6,7 @@ import { logToArray } from '../test/app-under-test';
 import { jsonBody } from './json-body';
 import { Metrics } from './metrics';
 import { answerProblem, notFound } from './problem';
+import type { RequestRecord } from './request-record';
 import { sendText } from './send';
 import { HttpServer, TIMEOUTS } from './server';
 import { Traffic } from './traffic';
@@ -17,22 +18,31 @@ afterEach(async () => {
 });
 
 /** A server with a JSON route and a slow one, and timeouts that a test can wait for. */
-async function listening() {
+async function listening(requestTimeout = 300) {
   const { log, lines, completed } = logToArray();
   const metrics: Metrics = new Metrics(() => traffic.size);
   const traffic = new Traffic({ log, metrics });
   const app = express();
   app.use(traffic.record());
-  app.post('/json', jsonBody(), (_req, res) => sendText(res, 200, 'received'));
+  const records: RequestRecord[] = [];
+  app.use((_req, res, next) => {
+    records.push(res.locals.record);
+    next();
+  });
+  const received: unknown[] = [];
+  app.post('/json', jsonBody(), (req, res) => {
+    received.push(req.body);
+    sendText(res, 200, 'received');
+  });
   app.get('/slow', (_req, res) => void setTimeout(() => sendText(res, 200, 'slow'), 200));
   app.get('/begun', (_req, res) => void res.write('begun'));
   app.use(notFound());
   app.use(answerProblem());
-  const timeouts = { headersTimeout: 200, requestTimeout: 300, connectionsCheckingInterval: 50 };
+  const timeouts = { headersTimeout: 200, requestTimeout, connectionsCheckingInterval: 50 };
   const server = new HttpServer(app, { ...TIMEOUTS, ...timeouts }, traffic.reject());
   const port = await server.listen('127.0.0.1', 0);
   cleanups.push(() => server.finish());
-  return { port, lines, completed, metrics };
+  return { port, lines, completed, metrics, records, received };
 }
 
 /** All that the server sends until the connection ends. */
@@ -122,7 +132,7 @@ test('pipelined requests in front of malformed bytes are all served first, in or
   expect(completed().map(({ status }) => status)).toEqual([200, 404, 400]);
 });
 
-test('nothing is written into a response that has begun: it is cut off', async () => {
+test('on malformed bytes, a response that has begun is aborted', async () => {
   const { port } = await listening();
   const bytes =
     'GET /begun HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\nmalformed\r\n';
@@ -131,7 +141,7 @@ test('nothing is written into a response that has begun: it is cut off', async (
   expect(text).not.toContain('\r\n0\r\n');
 });
 
-test('bytes after a request that was answered without its body get no second response', async () => {
+test('malformed bytes in the body of a request answered before its body arrived get no second response', async () => {
   const { port, completed } = await listening();
   const text = await exchange(
     port,
@@ -142,9 +152,59 @@ test('bytes after a request that was answered without its body get no second res
   expect(completed()).toHaveLength(1);
 });
 
+test('when the rest of a body arrives after the 408, the handler is not called and the rest is not counted', async () => {
+  const { port, received, records, completed } = await listening();
+  const client = connect(port, '127.0.0.1');
+  client.write(`${POST}content-length: 4\r\n\r\n[1`);
+  const [response] = await once(client, 'data');
+  expect(String(response)).toMatch(/^HTTP\/1\.1 408 /);
+  client.write(' ]');
+  await sleep(100);
+  expect(received).toEqual([]);
+  expect(records).toMatchObject([{ bufferedBytes: 2 }]);
+  expect(completed()).toMatchObject([{ status: 408 }]);
+  client.destroy();
+});
+
+test('a chunked body of 80 MB gets 413; it is not rejected as a slow client', async () => {
+  const { port, completed } = await listening(30_000);
+  const client = connect(port, '127.0.0.1');
+  client.write(CHUNKED);
+  const chunk = `${(1_000_000).toString(16)}\r\n${'x'.repeat(1_000_000)}\r\n`;
+  for (let i = 0; i < 80; i++) if (!client.write(chunk)) await once(client, 'drain');
+  client.write('0\r\n\r\n');
+  const [response] = await once(client, 'data');
+  expect(String(response)).toMatch(/^HTTP\/1\.1 413 /);
+  await sleep(20);
+  expect(completed()).toMatchObject([{ status: 413 }]);
+  expect(completed()[0]).not.toHaveProperty('error');
+  client.destroy();
+}, 20_000);
+
+test.each([
+  ['malformed bytes', 'malformed\r\n\r\n', 400],
+  ['an incomplete header', 'GET / HTTP/1.1\r\nhost', 408],
+])(
+  'after a request answered before its body arrived, %s gets a response and the connection is closed',
+  async (_what, bytes, status) => {
+    const { port } = await listening();
+    const client = connect(port, '127.0.0.1');
+    let text = '';
+    client.on('data', (data) => (text += data));
+    const closed = once(client, 'close', { signal: AbortSignal.timeout(2000) });
+    client.write('POST /nothing HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n');
+    await once(client, 'data');
+    client.write('body');
+    await sleep(50);
+    client.write(bytes);
+    await closed;
+    expect(text.match(/HTTP\/1\.1 \d+/g)).toEqual(['HTTP/1.1 404', `HTTP/1.1 ${status}`]);
+  },
+);
+
 test.each<[string, Buffer]>([
   ['a TLS handshake', Buffer.from('1603010200010001fc0303', 'hex')],
-  ['no byte at all', Buffer.alloc(0)],
+  ['a connection that sends nothing', Buffer.alloc(0)],
 ])('%s is closed without a response, a log line or a count', async (_what, bytes) => {
   const { port, lines, metrics } = await listening();
   expect(await exchange(port, bytes)).toBe('');
@@ -163,7 +223,7 @@ test('a client that resets its connection in the middle of a header leaves no lo
   expect(lines).toEqual([]);
 });
 
-test('a client that is still sending when it is rejected can read the whole response', async () => {
+test('a client that is still sending when it is rejected can read the complete response', async () => {
   const { port } = await listening();
   const client = connect(port, '127.0.0.1');
   const errors: unknown[] = [];

@@ -2,15 +2,8 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { Problem } from './problem';
 
-/** Responds to a request that the server itself rejects. If the response has already begun, it is cut off. */
+/** Responds to a request that the server itself rejects. If the headers were already sent, the response is destroyed. */
 export type Reject = (res: ServerResponse, problem: Problem) => void;
-
-/** Responds with the status alone. */
-export const rejectWithoutBody: Reject = (res, { status }) => {
-  if (res.headersSent) return void res.destroy();
-  res.statusCode = status;
-  res.end();
-};
 
 /** HTTP/1.1 demands a Host (RFC 9112, section 3.2). */
 export function lacksHost({ headers, httpVersionMajor, httpVersionMinor }: IncomingMessage) {
@@ -23,8 +16,8 @@ export const unknownExpectation = () =>
   new Problem(417, 'expectation_failed', { detail: 'The only known expectation is 100-continue.' });
 
 /**
- * The problem that `clientError` stands for, or undefined if there is nobody to respond to: the connection
- * failed, it never carried a byte, or what it carries is not HTTP at all, such as a TLS handshake.
+ * The problem that `clientError` stands for, or undefined if there is no client to respond to: the connection
+ * failed, carried no bytes, or carries another protocol than HTTP, such as TLS.
  */
 export function problemOfClientError(error: NodeJS.ErrnoException & { rawPacket?: Buffer }, socket: Socket) {
   switch (error.code) {
@@ -40,7 +33,7 @@ export function problemOfClientError(error: NodeJS.ErrnoException & { rawPacket?
   return new Problem(400, 'bad_request', { detail: 'The request is not valid HTTP.' });
 }
 
-// A request starts with a letter, perhaps after line breaks.
+// Whether the connection's first byte is neither printable ASCII nor a line break.
 function startsInBinary({ bytesRead }: Socket, packet: Buffer = Buffer.alloc(0)) {
   const first = packet[0] ?? 0x20;
   return bytesRead === packet.length && (first > 0x7e || (first < 0x20 && first !== 0x0d && first !== 0x0a));

@@ -29,7 +29,7 @@ export class RequestRecord implements HopRecord, Placed {
   private readonly awaited: Awaited[] = [];
   /** The client is still sending the body that a handler reads. */
   isReceivingBody = false;
-  /** Bytes of bodies that were buffered for this request so far. */
+  /** Body bytes received or written so far, including those already sent. */
   bufferedBytes = 0;
   nextHop: string | undefined;
   nextHopMs: number | undefined;
@@ -57,7 +57,7 @@ export class RequestRecord implements HopRecord, Placed {
     }
   }
 
-  /** The service has nothing left to do but to wait for a slow client, which may go on for long and costs little. */
+  /** The service is only waiting for the client to send or receive. */
   get isWaitingForClient() {
     return this.isReceivingBody || this.res.writableEnded;
   }
@@ -67,15 +67,15 @@ export class RequestRecord implements HopRecord, Placed {
     return this.isReceivingBody ? this.bufferedBytes : this.res.writableLength;
   }
 
-  /** Counts bytes that are buffered because the client may be slow. */
-  buffered(bytes: number) {
+  /** Counts bytes that are buffered while the client sends or receives. */
+  countBuffered(bytes: number) {
     this.bufferedBytes += bytes;
     this.onBuffered(bytes);
   }
 
-  /** Closes the connection, as slow clients take too much memory. */
-  cutOff() {
-    this.failedBy('slow_client', new Error('cut off: too many bytes are buffered for slow clients'));
+  /** Closes the connection, because slow clients use too much memory. */
+  closeConnection() {
+    this.failedBy('slow_client', new Error('connection closed: too many bytes buffered for slow clients'));
     // A response that waits for an earlier one of its connection has no socket of its own yet.
     this.res.req.socket.destroy();
   }

@@ -1,13 +1,19 @@
 import { once } from 'node:events';
+import type { RequestListener } from 'node:http';
 import { connect } from 'node:net';
 import { HttpServer, TIMEOUTS } from './server';
+
+/** A server that rejects requests with a status and no body. */
+function serverOf(app: RequestListener, timeouts = TIMEOUTS) {
+  return new HttpServer(app, timeouts, (res, { status }) => void res.writeHead(status).end());
+}
 
 test.each([
   ['says nothing', ''],
   ['sends half a header', 'GET / HTTP/1.1\r\nhost: a\r\nx-slow'],
   ['sends half a body', 'POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nhalf'],
 ])('a client that %s is cut off', async (_what, bytes) => {
-  const server = new HttpServer((req) => void req.resume(), {
+  const server = serverOf((req) => void req.resume(), {
     ...TIMEOUTS,
     headersTimeout: 200,
     requestTimeout: 300,
@@ -28,7 +34,7 @@ test('the time-outs are checked often enough to hold, and idle connections outla
 });
 
 test('a client that takes nothing of its answer is cut off, one that waits for it is not', async () => {
-  const server = new HttpServer(
+  const server = serverOf(
     (req, res) => {
       if (req.url === '/slow') setTimeout(() => res.end('slow'), 600);
       else res.end(Buffer.alloc(64 * 1024 * 1024));
@@ -54,7 +60,7 @@ test('a client that takes nothing of its answer is cut off, one that waits for i
 });
 
 test('a connection without a request is cut off after the time-out, one that is used or waits is not', async () => {
-  const server = new HttpServer(
+  const server = serverOf(
     (req, res) => {
       if (req.url === '/slow') setTimeout(() => res.end('slow'), 800);
       else res.end('ok');
@@ -89,7 +95,7 @@ test('of many requests at once, a turn of the event loop begins 64; the others f
     turn++;
     if (!isOver) setImmediate(nextTurn);
   };
-  const server = new HttpServer((req, res) => {
+  const server = serverOf((req, res) => {
     turns[turn] = (turns[turn] ?? 0) + 1;
     begun.push(String(req.url));
     res.end('ok');
@@ -112,7 +118,7 @@ test('of many requests at once, a turn of the event loop begins 64; the others f
 
 test('a connection that pipelines without end is cut off, and its requests do not pile up', async () => {
   let begun = 0;
-  const server = new HttpServer((_req, res) => {
+  const server = serverOf((_req, res) => {
     begun++;
     setTimeout(() => res.end('ok'), 50);
   });
@@ -133,7 +139,7 @@ describe('finishing', () => {
     ['was answered before its body was whole', 'POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nh'],
     ['was answered', 'GET / HTTP/1.1\r\nhost: a\r\n\r\n'],
   ])('does not wait for a connection that %s', async (_what, bytes) => {
-    const server = new HttpServer((_req, res) => void res.end('ok'));
+    const server = serverOf((_req, res) => void res.end('ok'));
     const port = await server.listen('127.0.0.1', 0);
     const client = connect(port, '127.0.0.1', () => client.write(bytes));
     client.resume();
@@ -145,7 +151,7 @@ describe('finishing', () => {
 
   test('waits for answers that are still being sent, pipelined ones too', async () => {
     const size = 16 * 1024 * 1024;
-    const server = new HttpServer(
+    const server = serverOf(
       (_req, res) => void res.setHeader('content-length', size).end(Buffer.alloc(size)),
     );
     const port = await server.listen('127.0.0.1', 0);
@@ -169,7 +175,7 @@ test.each([
   ['http://a?x', '/?x'],
   ['*', '/*'],
 ])('the target %s is routed as %s', async (target, url) => {
-  const server = new HttpServer((req, res) => void res.setHeader('connection', 'close').end(req.url));
+  const server = serverOf((req, res) => void res.setHeader('connection', 'close').end(req.url));
   const port = await server.listen('127.0.0.1', 0);
   const client = connect(port, '127.0.0.1', () =>
     client.write(`OPTIONS ${target} HTTP/1.1\r\nhost: a\r\n\r\n`),

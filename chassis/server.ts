@@ -1,16 +1,10 @@
 import { once } from 'node:events';
 import { createServer, IncomingMessage, type RequestListener, type Server, ServerResponse } from 'node:http';
 import { Server as NetServer, type Socket } from 'node:net';
-import { setImmediate as turn } from 'node:timers/promises';
+import { setImmediate as immediate } from 'node:timers/promises';
 import { classesFor } from './express-classes';
 import { Problem } from './problem';
-import {
-  lacksHost,
-  missingHost,
-  problemOfClientError,
-  rejectWithoutBody,
-  unknownExpectation,
-} from './rejection';
+import { lacksHost, missingHost, problemOfClientError, type Reject, unknownExpectation } from './rejection';
 
 /**
  * Time-outs against slow and silent clients, in milliseconds. Node checks the first two only every
@@ -38,30 +32,30 @@ const MOST_PER_TURN = 64;
 // Of one connection, without an answer. Nobody pipelines that many, and Node reads on while they only wait.
 const MOST_PIPELINED = 128;
 
-// The label that metrics have for a method that they do not know.
+// Metrics label for unknown methods.
 const UNKNOWN_METHOD = '_OTHER';
 
 // How often within `unreadTimeout` all connections are looked at.
 const CHECKS = 5;
 
-// A closed connection is still read for so long, unless its client closes it too. nginx does the same
-// (lingering_close) for 5 s; a client needs only the time of one round trip.
+// How long to keep reading after closing the write side, unless the client closes first. nginx's lingering_close
+// does this for 5 s; one round trip is enough.
 const LINGER_MS = 500;
 
 // How long a connection accepted at the end of the drain may take to send its first request.
 const FIRST_REQUEST_MS = 100;
 
-// The longest that the port stays open for connections that the kernel has made but not handed over.
+// Maximum time to accept the remaining backlog before closing the port.
 const MAX_ACCEPT_MS = 1000;
 
 /** What is known of a connection. */
 interface Connection {
-  /** Until when its first request is waited for; 0 once that has come. */
+  /** Deadline for the first request; 0 after it has arrived. */
   isNewUntilMs: number;
-  /** The response to the latest request, unless both are whole: then it is let go. */
+  /** The response to the latest request; undefined once request and response are complete. */
   latest: ServerResponse | undefined;
-  /** It is closed for writing, or the parser has failed on it: what still arrives is discarded. */
-  isOver: boolean;
+  /** The write side is closed or the parser failed; further input is discarded. */
+  isClosing: boolean;
   /** Requests without a whole answer yet. */
   requests: number;
   /** Bytes that waited to be sent at the last check, and how many checks in a row found as many. */
@@ -89,8 +83,8 @@ export class HttpServer {
 
   constructor(
     private readonly app: RequestListener,
-    { unreadTimeout, idleTimeout, ...timeouts } = TIMEOUTS,
-    private readonly reject = rejectWithoutBody,
+    { unreadTimeout, idleTimeout, ...timeouts }: typeof TIMEOUTS,
+    private readonly reject: Reject,
   ) {
     this.classes = { IncomingMessage, ServerResponse, ...classesFor(app) };
     const everyMs = unreadTimeout / CHECKS;
@@ -98,12 +92,12 @@ export class HttpServer {
     const own = { keepAliveTimeout: 0, optimizeEmptyRequests: true, requireHostHeader: false };
     this.server = createServer({ ...timeouts, ...own, ...this.classes }, (req, res) => {
       if (!this.began(req.socket, res)) return;
-      if (lacksHost(req)) return this.refuse(res, missingHost());
+      if (lacksHost(req)) return this.rejectAndClose(res, missingHost());
       if (!req.url?.startsWith('/')) req.url = originForm(req);
       this.handle(req, res);
     });
     this.server.on('checkExpectation', (req, res) => {
-      if (this.began(req.socket, res)) this.refuse(res, unknownExpectation());
+      if (this.began(req.socket, res)) this.rejectAndClose(res, unknownExpectation());
     });
     this.server.on('clientError', (error, socket) => this.parserFailed(error, socket as Socket));
     this.server.on('connection', (socket: Socket) => this.connected(socket));
@@ -133,7 +127,7 @@ export class HttpServer {
   /** From now on the response to the last request of each connection carries `Connection: close`. */
   drain() {
     this.isDraining = true;
-    for (const { latest } of this.connections.values()) if (latest?.headersSent === false) endsWith(latest);
+    for (const { latest } of this.connections.values()) if (latest?.headersSent === false) closeAfter(latest);
   }
 
   /** Takes no new connections, closes those without a request, and resolves when the last answer is out. */
@@ -151,13 +145,13 @@ export class HttpServer {
   }
 
   // Closing the port resets the connections that wait to be accepted, and libuv accepts one in each turn of
-  // the event loop. A turn also reads what has arrived on the others.
+  // the event loop. Each turn also reads the data that has arrived on the others.
   private async acceptPending() {
     const startedMs = performance.now();
     let before: number;
     do {
       before = this.accepted;
-      await turn();
+      await immediate();
     } while (this.accepted > before && performance.now() - startedMs < MAX_ACCEPT_MS);
   }
 
@@ -166,7 +160,7 @@ export class HttpServer {
     this.connections.set(socket, {
       isNewUntilMs: performance.now() + FIRST_REQUEST_MS,
       latest: undefined,
-      isOver: false,
+      isClosing: false,
       requests: 0,
       unsent: 0,
       unreadChecks: 0,
@@ -174,13 +168,13 @@ export class HttpServer {
       idleChecks: 0,
     });
     socket.once('close', () => this.connections.delete(socket));
-    // Node calls it after a response with `Connection: close`.
+    // Node calls destroySoon after a response with `Connection: close`.
     socket.destroySoon = () => this.close(socket);
   }
 
   private began(socket: Socket, res: ServerResponse) {
     const connection = this.connections.get(socket);
-    if (connection === undefined || connection.isOver) return false;
+    if (connection === undefined || connection.isClosing) return false;
     if (++connection.requests > MOST_PIPELINED) {
       socket.destroy();
       return false;
@@ -188,9 +182,9 @@ export class HttpServer {
     connection.idleChecks = 0;
     connection.isNewUntilMs = 0;
     if (this.isDraining) {
-      // A pipelined request behind it would get no response.
+      // Otherwise the pipelined request after it would get no response.
       if (connection.latest?.headersSent === false) connection.latest.shouldKeepAlive = true;
-      endsWith(res);
+      closeAfter(res);
     }
     connection.latest = res;
     res.on('close', () => {
@@ -206,18 +200,18 @@ export class HttpServer {
     const restMs = connection.isNewUntilMs - performance.now();
     if (restMs <= 0) return this.close(socket);
     const close = () => connection.requests === 0 && this.close(socket);
-    // What has arrived by then is read first.
+    // Process data that has already arrived before closing.
     setTimeout(() => setImmediate(close), restMs);
   }
 
   /**
-   * Closes a connection in two steps (RFC 9112, section 9.6): if it were closed for reading at once, bytes
-   * that arrive would reset it, and the client would lose what it has not read yet.
+   * Closes a connection in two steps (RFC 9112, section 9.6): if it were closed for reading immediately,
+   * bytes that arrive would reset it, and the client would lose what it has not read yet.
    */
   private close(socket: Socket) {
     const connection = this.connections.get(socket);
     if (connection === undefined || socket.writableEnded) return;
-    connection.isOver = true;
+    connection.isClosing = true;
     socket.end(() => {
       const timer = setTimeout(() => socket.destroy(), LINGER_MS).unref();
       socket.once('close', () => clearTimeout(timer));
@@ -225,8 +219,8 @@ export class HttpServer {
     socket.resume();
   }
 
-  private refuse(res: ServerResponse, problem: Problem) {
-    endsWith(res);
+  private rejectAndClose(res: ServerResponse, problem: Problem) {
+    closeAfter(res);
     this.reject(res, problem);
   }
 
@@ -234,20 +228,20 @@ export class HttpServer {
   // the body of the latest request.
   private parserFailed(error: NodeJS.ErrnoException, socket: Socket) {
     const connection = this.connections.get(socket);
-    if (connection === undefined || connection.isOver) return;
+    if (connection === undefined || connection.isClosing) return;
     const { latest, requests } = connection;
     const problem = problemOfClientError(error, socket);
     if (problem === undefined) return void socket.destroy();
-    connection.isOver = true;
-    if (latest === undefined) this.refuseBytes(socket, problem);
-    else if (latest.req.complete) latest.once('close', () => this.refuseBytes(socket, problem));
+    connection.isClosing = true;
+    if (latest === undefined || (requests === 0 && latest.req.complete)) this.rejectUnparsed(socket, problem);
     else if (requests === 0) this.close(socket);
+    else if (latest.req.complete) latest.once('close', () => this.rejectUnparsed(socket, problem));
     else if (latest.writableEnded) latest.once('close', () => this.close(socket));
     else if (error.code === 'HPE_INVALID_EOF_STATE') socket.destroy();
-    else this.refuse(latest, problem);
+    else this.rejectAndClose(latest, problem);
   }
 
-  private refuseBytes(socket: Socket, problem: Problem) {
+  private rejectUnparsed(socket: Socket, problem: Problem) {
     if (!socket.writable) return;
     const req = new this.classes.IncomingMessage(socket);
     req.method = UNKNOWN_METHOD;
@@ -259,7 +253,7 @@ export class HttpServer {
       res.emit('close');
       this.close(socket);
     });
-    this.refuse(res, problem);
+    this.rejectAndClose(res, problem);
   }
 
   private handle(req: IncomingMessage, res: ServerResponse) {
@@ -268,11 +262,11 @@ export class HttpServer {
       return;
     }
     if (this.handledInTurn++ === 0) setImmediate(() => this.nextTurn());
-    // While it waited, its client may have left, or it may have been rejected.
+    // Meanwhile, the client may have left or the request may have been rejected.
     if (!res.destroyed && !res.writableEnded) this.callApp(req, res);
   }
 
-  // What an app throws is thrown on outside of the loop or parser that called it, which others depend on.
+  // Rethrow on the next tick, so that the parser or loop that called the app can continue.
   private callApp(req: IncomingMessage, res: ServerResponse) {
     try {
       this.app(req, res);
@@ -280,7 +274,7 @@ export class HttpServer {
       process.nextTick(() => {
         throw error;
       });
-      this.refuse(res, new Problem(500, 'internal_error', { cause: error }));
+      this.rejectAndClose(res, new Problem(500, 'internal_error', { cause: error }));
     }
   }
 
@@ -298,8 +292,8 @@ export class HttpServer {
   }
 }
 
-// Its connection ends with this response.
-function endsWith(res: ServerResponse) {
+// Closes the connection after this response.
+function closeAfter(res: ServerResponse) {
   res.shouldKeepAlive = false;
 }
 

@@ -8,7 +8,7 @@ import { RequestRecord, routeOf, statusOf } from './request-record';
 import type { Tracing } from './tracing';
 
 const RECOUNT_MS = 10;
-// Of the 256 MiB of a container, about 90 are in use when it is idle.
+// An idle process uses about 90 of its container's 256 MiB.
 const MAX_BUFFERED_BYTES = 64 * 1024 * 1024;
 
 /**
@@ -57,15 +57,15 @@ export class Traffic {
   }
 
   /**
-   * Responds 503 at once while more than `max` requests are in flight. A request whose client is still sending its
-   * body or receiving its response is not counted, so that slow clients keep nobody else from being served; a
-   * request with a body needs this check again once the body has arrived.
+   * Responds 503 immediately while more than `max` requests are in flight. A request whose client is still sending
+   * its body or receiving its response is not counted, so that slow clients do not block others. A request with a
+   * body needs this check again once the body has arrived.
    */
   limit(max: number, service: string): RequestHandler {
     const headers = { 'retry-after': '1', 'proxy-status': `${service}; error=connection_limit_reached` };
     const traffic = this;
     return function limit(req, res, next) {
-      if (traffic.size <= max || traffic.busy(req.body !== undefined) <= max) return next();
+      if (traffic.size <= max || traffic.countBusy(req.body !== undefined) <= max) return next();
       res.locals.record.error = 'connection_limit_reached';
       throw new Problem(503, 'connection_limit_reached', { detail: 'Too many requests at once.', headers });
     };
@@ -79,8 +79,8 @@ export class Traffic {
     }
   }
 
-  // Slow clients may be many: beyond the limit, the one with the most bytes in memory is cut off.
-  private buffered(bytes: number) {
+  // Above the limit, close the connection of the request with the most unsent bytes.
+  private countBuffered(bytes: number) {
     this.bufferedBytes += bytes;
     if (this.bufferedBytes <= MAX_BUFFERED_BYTES) return;
     let unsentBytes = 0;
@@ -89,12 +89,12 @@ export class Traffic {
       unsentBytes += record.unsentBytes;
       if (largest === undefined || record.unsentBytes > largest.unsentBytes) largest = record;
     });
-    if (unsentBytes > MAX_BUFFERED_BYTES) largest?.cutOff();
+    if (unsentBytes > MAX_BUFFERED_BYTES) largest?.closeConnection();
   }
 
-  // How many requests in flight do not wait for their clients. Only asked for beyond the limit, and counted anew only
-  // every few milliseconds, except for bodies: many may arrive at the same time.
-  private busy(isExact: boolean) {
+  // Counts in-flight requests that are not waiting for their client. Cached for RECOUNT_MS, except for requests with
+  // bodies, many of which may arrive within that time.
+  private countBusy(isExact: boolean) {
     const nowMs = performance.now();
     if (isExact || nowMs - this.countedMs >= RECOUNT_MS) {
       this.countedMs = nowMs;
@@ -107,7 +107,7 @@ export class Traffic {
   }
 
   private begin(req: Request, res: Response) {
-    const record = new RequestRecord(req, res, this.tracing, (bytes) => this.buffered(bytes));
+    const record = new RequestRecord(req, res, this.tracing, (bytes) => this.countBuffered(bytes));
     res.locals.record = record;
     res.setHeader('x-request-id', record.requestId);
     res.setHeader('x-content-type-options', 'nosniff');

@@ -1,7 +1,7 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import { type RequestHandler, type Response, Router } from 'express';
 import { hopByHop } from '../../chassis/hop-by-hop';
-import { wholeJsonBody } from '../../chassis/json-body';
+import { rawJsonBody } from '../../chassis/json-body';
 import type { NextHop } from '../../chassis/next-hop/client';
 import type { Sink } from '../../chassis/next-hop/exchange';
 import { methodNotAllowed, nothingHere } from '../../chassis/problem';
@@ -14,7 +14,7 @@ export interface Route {
   to: NextHop;
 }
 
-// And `content-length`, which undici sets from the body itself.
+// undici sets `content-length` from the body.
 const REQUEST_HEADERS = ['accept', 'content-type', 'if-match', 'if-none-match', 'idempotency-key'];
 const ANSWER_HEADERS = [
   'content-type',
@@ -32,9 +32,9 @@ const READ_AHEAD_BYTES = 1024 * 1024;
 
 /**
  * Forwards requests by a table of routes; on a path of the table, other methods get 405. Request bodies are JSON of at
- * most 100 kB. A request is forwarded when its body has arrived whole, and its response is read up to 1 MiB ahead of
- * the client, so that a slow client holds nothing of the next hop.
- * @param limit refuses a request when too many are in flight; it runs again once the body has arrived
+ * most 100 kB. A request is forwarded when its complete body has arrived, and its response is read up to 1 MiB ahead
+ * of the client, so that for responses up to that size a slow client does not hold a connection to the next hop.
+ * @param limit rejects a request when too many are in flight; it runs again once the body has arrived
  */
 export function gateway(limit: RequestHandler, routes: readonly Route[]): Router {
   const router = Router();
@@ -52,7 +52,7 @@ function only(methods: readonly string[]): RequestHandler {
 }
 
 function body(): RequestHandler {
-  const read = wholeJsonBody();
+  const read = rawJsonBody();
   return function body(req, res, next) {
     if (WITHOUT_BODY.has(req.method)) next();
     else read(req, res, next);
@@ -87,7 +87,7 @@ function responseSink(res: Response): Sink {
       res.setHeader('server-timing', res.locals.record.serverTiming());
     },
     write(chunk, onDrained) {
-      res.locals.record.buffered(chunk.length);
+      res.locals.record.countBuffered(chunk.length);
       res.write(chunk);
       if (res.writableLength <= READ_AHEAD_BYTES) return true;
       res.once('drain', onDrained);
