@@ -86,7 +86,7 @@ describe.each(OVERLAYS)('the overlay %s', (overlay) => {
     for (const { selector } of [service, pods]) expect(podOf(overlay, 'api2').labels).toMatchObject(selector);
   });
 
-  test('while no pod of api2 is known by name, api falls back to a ClusterIP service on the same port', () => {
+  test('while api2-pods does not resolve, api falls back to a ClusterIP service on the same port', () => {
     const { api2, api2Fallback: fallback } = readApi(envOf(overlay, 'api'));
     const service = one(overlay, 'Service', String(fallback?.host)).spec;
     expect(service.clusterIP).toBeUndefined();

@@ -32,7 +32,7 @@ async function appOver(listener?: RequestListener, maxInFlight?: number) {
   return api.app;
 }
 
-test('redocly finds nothing in the served document with its recommended rules', async () => {
+test('redocly reports no problems in the served document with its recommended rules', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'onehop-'));
   cleanups.push(() => rmSync(folder, { recursive: true }));
   const file = join(folder, 'openapi.json');
@@ -110,7 +110,7 @@ describe('the schema NewBook and the service agree', () => {
   const titles: [string, string, boolean][] = [
     ['one character', 'a', true],
     ['two characters', 'ab', true],
-    ['white space inside', 'a \n\t b', true],
+    ['whitespace inside', 'a \n\t b', true],
     ['200 characters', 'x'.repeat(200), true],
     ['201 characters', 'x'.repeat(201), false],
     ['200 characters, padded', `${' '.repeat(300)}${'x'.repeat(200)}\t\r\n`, true],
@@ -122,9 +122,9 @@ describe('the schema NewBook and the service agree', () => {
     ['200 astral characters, padded', ` ${wide.repeat(200)} `, true],
     ['101 astral and 100 other characters', wide.repeat(101) + 'x'.repeat(100), false],
     ['no-break space and byte order mark around', '\u00a0\ufeffa\u2003\u3000', true],
-    ['a zero-width space, which is not white space', '\u200b', true],
+    ['a zero-width space, which is not whitespace', '\u200b', true],
     ['empty', '', false],
-    ['white space only', ' \t\r\n\u00a0\ufeff\u2028', false],
+    ['whitespace only', ' \t\r\n\u00a0\ufeff\u2028', false],
     ['40,000 spaces', ' '.repeat(40_000), false],
     ['40,000 spaces between two letters', `a${' '.repeat(40_000)}b`, false],
     ['U+0000', 'a\0b', false],

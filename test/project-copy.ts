@@ -62,7 +62,8 @@ export async function untilServed(url: string, text: string, withinMs: number) {
     // While the service restarts, it refuses connections.
     last = await request(url).then(({ body }) => body.text(), String);
     if (last.includes(text)) return;
-    if (performance.now() > deadlineMs) throw new Error(`${url} has no ${text}, but: ${last.slice(-500)}`);
+    if (performance.now() > deadlineMs)
+      throw new Error(`${url} did not serve "${text}"; last response: ${last.slice(-500)}`);
   }
 }
 

@@ -23,7 +23,7 @@ class Client {
 
   constructor(private readonly port: () => number) {}
 
-  /** Resolves to the response, or rejects if the connection ends without a whole one. */
+  /** Resolves to the response, or rejects if the connection ends without a complete one. */
   get() {
     this.socket ??= this.open();
     this.socket.write(REQUEST);
@@ -51,7 +51,7 @@ class Client {
 
   private read(data: string) {
     const { waiting } = this;
-    if (waiting === undefined) throw new Error(`not asked for: ${data}`);
+    if (waiting === undefined) throw new Error(`unexpected data: ${data}`);
     waiting.text += data;
     if (!waiting.text.endsWith('\r\n\r\nok')) return;
     this.waiting = undefined;
@@ -62,14 +62,14 @@ class Client {
 
 const api = (drainMs: number) => started('api', { API2_URL: hop.origin, DRAIN_MS: String(drainMs) });
 
-async function frozen(program: Program, forMs: number, meanwhile: () => void) {
+async function whileFrozen(program: Program, forMs: number, meanwhile: () => void) {
   program.child.kill('SIGSTOP');
   meanwhile();
   await sleep(forMs);
   program.child.kill('SIGCONT');
 }
 
-test('from SIGTERM on every response carries Connection: close, and its connection is closed', async () => {
+test('from SIGTERM on, the response to a single request carries Connection: close, and its connection is closed', async () => {
   const program = await api(1000);
   const client = connect(program.port, '127.0.0.1', () => client.write(REQUEST));
   const [before] = await once(client, 'data');
@@ -85,7 +85,7 @@ test('from SIGTERM on every response carries Connection: close, and its connecti
   expect(await stopped).toBe(0);
 });
 
-test('the last of the requests that a client has pipelined ends the connection, not the first', async () => {
+test('of pipelined requests, only the last response carries Connection: close', async () => {
   const program = await api(1000);
   const stopped = program.stop();
   await sleep(100);
@@ -125,9 +125,9 @@ test('requests and connections that arrive just before the drain ends are all se
   const fresh = Array.from({ length: 50 }, () => new Client(port));
   const stopped = program.stop();
   await sleep(100);
-  // It finds the end of the drain and the requests at once.
+  // When resumed, the process sees the end of the drain and the requests together.
   const responses: Promise<string>[] = [];
-  await frozen(program, 600, () => {
+  await whileFrozen(program, 600, () => {
     for (const client of [...kept, ...fresh]) responses.push(client.get());
   });
   const outcomes = await Promise.allSettled(responses);
@@ -135,7 +135,7 @@ test('requests and connections that arrive just before the drain ends are all se
   expect(await stopped).toBe(0);
 });
 
-test('idle connections are closed at the end of the drain, and do not hold the exit up', async () => {
+test('idle connections are closed at the end of the drain, and do not delay the exit', async () => {
   const program = await api(300);
   const clients = Array.from({ length: 20 }, () => new Client(() => program.port));
   await Promise.all(clients.map((client) => client.get()));
@@ -144,7 +144,7 @@ test('idle connections are closed at the end of the drain, and do not hold the e
   expect(performance.now() - startedMs).toBeLessThan(900);
 });
 
-test('three rollouts under load on 32 kept connections lose no request', async () => {
+test('three rollouts under load on 32 kept-alive connections lose no request', async () => {
   let current = await api(1000);
   let { port } = current;
   const idle = Array.from({ length: 32 }, () => new Client(() => port));

@@ -32,7 +32,7 @@ async function run(program: string, ...args: string[]) {
   return promisify(execFile)(process.execPath, [file, ...args]).then(() => '', failed);
 }
 
-test('spectral finds nothing in the served document with its recommended rules', async () => {
+test('spectral reports no problems in the served document with its recommended rules', async () => {
   const args = ['lint', DOCUMENT, '--ruleset', `${FOLDER}/.spectral.yaml`, '--fail-severity', 'hint'];
   expect(await run('.bin/spectral', ...args)).toBe('');
 });
@@ -40,6 +40,6 @@ test('spectral finds nothing in the served document with its recommended rules',
 test('a generated client compiles and works when it posts a book without a year', async () => {
   expect(await run('.bin/openapi-typescript', DOCUMENT, '--output', TYPES)).toBe('');
   expect(await run('.bin/tsc', '--project', FOLDER)).toBe('');
-  const client = promisify(execFile)(process.execPath, [`${FOLDER}/client.ts`, url]);
-  await expect(client).resolves.toMatchObject({ stderr: expect.not.stringContaining('Error') });
+  // Rejects if the client exits with another code than 0.
+  await promisify(execFile)(process.execPath, [`${FOLDER}/client.ts`, url]);
 }, 60_000);
