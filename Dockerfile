@@ -2,7 +2,7 @@
 FROM node:24-trixie-slim AS build
 WORKDIR /app
 COPY .npmrc package.json package-lock.json ./
-# The optional dependencies are only a Node for machines that have an older one; the image brings its own.
+# The optional dependencies only contain Node for machines with an older version; the image has its own.
 RUN --mount=type=cache,target=/root/.npm npm ci --omit=optional
 COPY tsconfig.json tsconfig.build.json ./
 COPY chassis chassis
@@ -13,7 +13,7 @@ RUN npm run build && mkdir /data
 # For docker-compose.watch.yml: the service from source, reloaded on change.
 FROM build AS dev
 ARG SERVICE
-# npm keeps its logs below HOME.
+# npm writes its logs under HOME.
 ENV SERVICE=${SERVICE} LOG_FORMAT=pretty HOME=/tmp
 RUN chown -R 65532:65532 dist /data
 USER 65532:65532

@@ -16,7 +16,7 @@ export class Readiness {
   }
 }
 
-/** For the admin port: probes are neither logged nor counted. */
+/** Traffic for the admin port: its requests are neither logged nor counted. */
 export function unloggedTraffic() {
   return new Traffic({ log: pino({ level: 'silent' }) });
 }

@@ -49,7 +49,7 @@ export function answerProblem(): ErrorRequestHandler {
   };
 }
 
-/** Sends `problem` as an RFC 9457 document, and records its cause. If the response has already begun, it is cut off. */
+/** Sends `problem` as an RFC 9457 document, and records its cause. If the headers were already sent, the response is destroyed. */
 export function sendProblem(res: Response, problem: Problem) {
   const { detail, headers, members, cause } = problem.options;
   if (cause !== undefined) res.locals.record.failedBy(problem.code, cause);

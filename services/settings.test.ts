@@ -46,12 +46,12 @@ test.each<[string, Env, object]>([
   ],
   ['port 0 is any free one, for both', { PORT: '0', ADMIN_PORT: '0' }, { port: 0, adminPort: 0 }],
   [
-    'https_proxy and no_proxy are read in lower case',
+    'https_proxy and no_proxy are read',
     { https_proxy: 'http://lower:1', no_proxy: 'lower' },
     { external: { proxyUrl: 'http://lower:1', noProxy: 'lower' } },
   ],
   [
-    'lower case wins over upper case',
+    'lowercase names take precedence over uppercase names',
     {
       https_proxy: 'http://lower:1',
       HTTPS_PROXY: 'http://upper:1',
@@ -61,7 +61,7 @@ test.each<[string, Env, object]>([
     { external: { proxyUrl: 'http://lower:1', noProxy: 'lower' } },
   ],
   [
-    'upper case counts when lower case is empty',
+    'uppercase names are used when the lowercase variables are empty',
     { https_proxy: '', HTTPS_PROXY: 'http://upper:1', no_proxy: '', NO_PROXY: 'upper' },
     { external: { proxyUrl: 'http://upper:1', noProxy: 'upper' } },
   ],

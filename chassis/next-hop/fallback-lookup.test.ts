@@ -19,7 +19,7 @@ async function listen(host: string, port = 0) {
   return hop;
 }
 
-/** A client of a name whose addresses the test changes; without addresses the name is unknown. */
+/** A client of a name whose addresses the test changes; without addresses the name does not resolve. */
 function clientOf(port: number, addresses: string[] = []) {
   const name = { addresses };
   const lookup = async (hostname: string): Promise<LookupAddress[]> => {
@@ -56,53 +56,53 @@ function ask(hop: NextHop): Promise<string> {
   );
 }
 
-async function askTimes(hop: NextHop, requests: number) {
+async function requestMany(hop: NextHop, requests: number) {
   return [...new Set(await Promise.all(Array.from({ length: requests }, () => ask(hop))))];
 }
 
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 // Longer than the 250 ms that the client waits between two background lookups.
-const untilLookedUpAgain = () => sleep(600);
+const waitForNextLookup = () => sleep(600);
 
-test('while the name is unknown, requests go to the fallback; once it resolves, only to its addresses', async () => {
+test('while the name does not resolve, requests are sent to the fallback; once it resolves, only to its addresses', async () => {
   const { port } = await listen(FALLBACK);
   await listen(POD, port);
   const { hop, name, changes } = clientOf(port);
-  expect(await askTimes(hop, 20)).toEqual([FALLBACK]);
-  await untilLookedUpAgain();
-  expect(await askTimes(hop, 20)).toEqual([FALLBACK]);
+  expect(await requestMany(hop, 20)).toEqual([FALLBACK]);
+  await waitForNextLookup();
+  expect(await requestMany(hop, 20)).toEqual([FALLBACK]);
   name.addresses = [POD];
-  await untilLookedUpAgain();
-  expect(await askTimes(hop, 20)).toEqual([POD]);
+  await waitForNextLookup();
+  expect(await requestMany(hop, 20)).toEqual([POD]);
   expect(changes).toEqual([true, false]);
 });
 
-test('while neither the name nor the fallback is there, requests fail with dns_error; the first that follows the start of the fallback succeeds', async () => {
+test('while the name does not resolve and the fallback is down, requests fail with dns_error; the first after the fallback starts succeeds', async () => {
   const port = await deadPort();
   const { hop, changes } = clientOf(port);
-  expect(await askTimes(hop, 5)).toEqual(['dns_error']);
+  expect(await requestMany(hop, 5)).toEqual(['dns_error']);
   await listen(FALLBACK, port);
   expect(await ask(hop)).toBe(FALLBACK);
   expect(changes).toEqual([true]);
 });
 
-test('when the name becomes unknown and the fallback refuses connections, the known addresses stay in use', async () => {
+test('when the name stops resolving and the fallback refuses connections, the known addresses stay in use', async () => {
   const { port } = await listen(POD);
   const { hop, name, changes } = clientOf(port, [POD]);
-  expect(await askTimes(hop, 5)).toEqual([POD]);
+  expect(await requestMany(hop, 5)).toEqual([POD]);
   name.addresses = [];
-  await untilLookedUpAgain();
-  expect(await askTimes(hop, 20)).toEqual([POD]);
+  await waitForNextLookup();
+  expect(await requestMany(hop, 20)).toEqual([POD]);
   expect(changes).toEqual([]);
 });
 
-test('when the name becomes unknown and its addresses are gone, requests go to the fallback', async () => {
+test('when the name stops resolving and its addresses refuse connections, requests are sent to the fallback', async () => {
   const { port } = await listen(FALLBACK);
   const pod = await listen(POD, port);
   const { hop, name } = clientOf(port, [POD]);
-  expect(await askTimes(hop, 5)).toEqual([POD]);
+  expect(await requestMany(hop, 5)).toEqual([POD]);
   name.addresses = [];
   await pod.close();
-  await untilLookedUpAgain();
-  expect(await askTimes(hop, 20)).toEqual([FALLBACK]);
+  await waitForNextLookup();
+  expect(await requestMany(hop, 20)).toEqual([FALLBACK]);
 });

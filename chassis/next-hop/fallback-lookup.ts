@@ -11,10 +11,10 @@ export interface Fallback {
 }
 
 /**
- * Returns a lookup for names that a DNS may report as unknown for a while after they exist. When the
+ * Returns a lookup for names that DNS may still report as unknown after they have been created. When the
  * name does not resolve, the lookup returns the address of `fallback` if a connection to it succeeds.
- * Otherwise it rejects with the error of the name, so that the client keeps the addresses it has.
- * @param onChange is called when the fallback comes into use (`true`) and when the name resolves again (`false`)
+ * Otherwise it rejects with the original lookup error, so that the client keeps the addresses it has.
+ * @param onChange is called when the fallback is first used (`true`) and when the name resolves again (`false`)
  */
 export function fallbackLookup(
   fallback: Fallback,
@@ -32,7 +32,7 @@ export function fallbackLookup(
       report(false);
       return addresses;
     } catch (error) {
-      const address = await reach(fallback);
+      const address = await probeFallback(fallback);
       if (address === undefined) throw error;
       report(true);
       return [address];
@@ -40,8 +40,8 @@ export function fallbackLookup(
   };
 }
 
-// A name such as that of a ClusterIP service resolves even while nothing listens behind it.
-async function reach({ host, port }: Fallback): Promise<LookupAddress | undefined> {
+// The name of a ClusterIP service resolves even while no pod listens, so only a connection shows that one does.
+async function probeFallback({ host, port }: Fallback): Promise<LookupAddress | undefined> {
   const socket = connect({ host, port, signal: AbortSignal.timeout(CONNECT_TIMEOUT_MS) });
   try {
     await once(socket, 'connect');

@@ -309,7 +309,7 @@ describe('the cache of /data', () => {
   });
 });
 
-describe('GET /data by many clients at once', () => {
+describe('GET /data by many concurrent clients', () => {
   type Listener = (req: IncomingMessage, res: ServerResponse) => void;
 
   async function served(first: Listener, options: Partial<NextHopOptions> = {}) {
@@ -425,7 +425,7 @@ describe('GET /data by many clients at once', () => {
     },
   );
 
-  test('a stale response is revalidated once, and its 304 serves them all', async () => {
+  test('a stale response is revalidated once, and all requests that share the fetch get it', async () => {
     const { getAll, get, seen, exchange } = await served(
       json('{"a":1}', { 'cache-control': 'max-age=60', age: '60', etag: '"v1"' }),
     );
@@ -445,7 +445,7 @@ describe('GET /data by many clients at once', () => {
     expect(seen).toHaveLength(2);
   });
 
-  test('when the shared fetch fails, the stale response serves them all', async () => {
+  test('when the shared fetch fails, all requests that share it get the stale response', async () => {
     const { getAll, get, seen, exchange } = await served(
       json('{"a":1}', { 'cache-control': 'max-age=60', age: '100' }),
     );

@@ -31,11 +31,11 @@ export function data(external: NextHop, path: string, log: Logger): RequestHandl
 
 class Relay {
   private readonly cache = new AnswerCache();
-  // Requests that share a response share its outcome too: it is validated, stored and joined once.
+  // Requests that share a response share its outcome too: it is validated and stored once.
   private readonly outcomes = new WeakMap<Answer, Relayed | Problem>();
   private fetching = 0;
 
-  /** @param external collapses: requests that arrive during a fetch share it */
+  /** @param external must have `collapse` enabled: requests that arrive during a fetch share it */
   constructor(
     private readonly external: NextHop,
     private readonly path: string,
@@ -49,8 +49,8 @@ class Relay {
     return isCollapsed ? { ...relayed, cacheStatus: `${relayed.cacheStatus}; collapsed` } : relayed;
   }
 
-  // Only the end of a fetch replaces the stored response, so all that share a fetch began with the same
-  // one, and the conditions of the first are those of all.
+  // Only the end of a fetch replaces the stored response, so all requests that share a fetch have the same stored
+  // response and conditional headers.
   private async fetch(res: Response, stored: Stored | undefined): Promise<Relayed> {
     const answer = await this.ask(res, stored);
     if (answer instanceof HopFailure) return fromCache(stored as Stored, `fwd=stale; detail=${answer.type}`);

@@ -191,7 +191,7 @@ describe('uploads', () => {
     return { sent, responded: once(sent, 'response') as Promise<[IncomingMessage]> };
   }
 
-  test('a slow upload opens no exchange until it is whole, however long it takes, and arrives unchanged', async () => {
+  test('a slow upload opens no exchange until it is complete, however long it takes, and arrives unchanged', async () => {
     let received = '';
     const hop = await httpHop(async (req, res) => {
       for await (const chunk of req) received += chunk;
@@ -244,7 +244,7 @@ describe('uploads', () => {
     client.destroy();
   });
 
-  test('an api2 that dies while it reads the body: 502; one that reads no further: 504', async () => {
+  test('an api2 that dies while it reads the body: 502; one that stops reading: 504', async () => {
     const ends: ((socket: Socket) => void)[] = [
       (socket) => socket.destroy(),
       (socket) => void socket.pause(),
@@ -259,7 +259,7 @@ describe('uploads', () => {
     }
   });
 
-  test('a client that leaves in the middle of an upload is logged with 499, and api2 is not asked', async () => {
+  test('a client that leaves in the middle of an upload is logged with 499, and api2 is not called', async () => {
     const hop = await httpHop((_req, res) => void res.end());
     const { app, completed } = over(hop);
     const client = connect(await listening(app), '127.0.0.1');
@@ -271,7 +271,7 @@ describe('uploads', () => {
     expect(hop.requests()).toBe(0);
   });
 
-  test('requests whose bodies are still arriving do not count towards MAX_IN_FLIGHT, whole ones do', async () => {
+  test('requests whose bodies are still arriving do not count towards MAX_IN_FLIGHT, those with complete bodies do', async () => {
     const hop = await httpHop((req, res) => {
       if (req.method === 'GET') res.end('{}');
     });
@@ -309,7 +309,7 @@ describe('responses to slow clients', () => {
     return { ...api, client, ended: () => hasEnded, responses: () => responses };
   }
 
-  test('a response of up to 1 MiB is read whole, and its connection to api2 is free again', async () => {
+  test('a response of up to 1 MiB is read completely, and its connection to api2 is free again', async () => {
     const { ended, responses, client } = await behindUnanswered(
       (res) => void res.end(Buffer.alloc(1_000_000)),
       1,
@@ -334,7 +334,7 @@ describe('responses to slow clients', () => {
     client.destroy();
   });
 
-  test('beyond 64 MiB in memory, the client that holds most is cut off, and others are served', async () => {
+  test('above 64 MiB in memory, the connection with the most unsent bytes is closed, and others are served', async () => {
     const { app, client, completed } = await behindUnanswered(
       (res) => void res.end(Buffer.alloc(1_000_000)),
       80,

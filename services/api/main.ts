@@ -20,7 +20,9 @@ void run(() => {
   const { api2Fallback: fallback, external: outside, maxInFlight } = settings;
   const lookup =
     fallback &&
-    fallbackLookup(fallback, (inUse) => log.warn({ nextHop: 'api2', fallback, inUse }, 'fallback changed'));
+    fallbackLookup(fallback, (inUse) =>
+      log.warn({ nextHop: 'api2', fallback, inUse }, 'fallback state changed'),
+    );
   const api2 = new NextHop({ name: 'api2', ...settings.api2, ...(lookup && { lookup }), log, metrics });
   const dispatcher = proxyOf(outside);
   const external = new NextHop({

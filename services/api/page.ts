@@ -50,10 +50,10 @@ const HEADERS = {
   'cache-control': 'no-cache',
 };
 
-// Run from source, the files are read on every request, so that an edit shows on reload.
+// When running from source, read files on every request so that edits show on reload.
 const FROM_SOURCE = __filename.endsWith('.ts');
 
-/** Serves the page at `/` and its files. Once built, they are read once, at start. */
+/** Serves the page at `/` and its files. In a build, they are read once, at startup. */
 export function page(): Router {
   const router = Router();
   for (const name of FILES) {

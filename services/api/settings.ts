@@ -12,7 +12,7 @@ import {
 
 export type Settings = ReturnType<typeof readSettings>;
 
-// The requests for /data share one fetch, so few of them are ever open.
+// The requests for /data share one fetch, so few connections are needed.
 const EXTERNAL_CONNECTIONS = 16;
 // The names of others move rarely; one whose address fails is looked up again at once.
 const EXTERNAL_LOOKUP_EVERY_MS = 30_000;
@@ -69,7 +69,7 @@ export function readSettings(env: Env) {
       lookupEveryMs: EXTERNAL_LOOKUP_EVERY_MS,
       passesOn: false,
       collapse: true,
-      // Lower case wins, as in curl and undici.
+      // Lowercase names take precedence, as in curl and undici.
       proxyUrl: own.https_proxy ?? own.HTTPS_PROXY,
       noProxy: own.no_proxy ?? own.NO_PROXY,
     },
