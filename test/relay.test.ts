@@ -176,7 +176,7 @@ describe('HTTPS_PROXY', () => {
     expect(tunnels).toEqual([]);
   });
 
-  test('in lower case carries the request too, and wins over upper case', async () => {
+  test('is also read in lowercase, which takes precedence over uppercase', async () => {
     const EXTERNAL_URL = await httpsApi('localhost');
     const env = {
       EXTERNAL_URL,
@@ -188,7 +188,7 @@ describe('HTTPS_PROXY', () => {
     expect(tunnels).toEqual([new URL(EXTERNAL_URL).host]);
   });
 
-  test('is bypassed for the hosts of no_proxy in lower case, which wins over upper case', async () => {
+  test('is bypassed for the hosts of no_proxy, which takes precedence over NO_PROXY', async () => {
     const env = {
       NODE_EXTRA_CA_CERTS: caFile,
       HTTPS_PROXY: await proxy(),
