@@ -46,8 +46,8 @@ export class ProjectCopy {
     );
     this.replace('services/api/page/index.html', '</body>', `<!-- ${mark} --></body>`);
     this.replace('services/api/page/page.css', /$/g, `/* ${mark} */`);
-    this.replace('services/api/page/answer.ts', /$/g, `export const ${mark} = '${mark}';\n`);
-    return ['/hello', '/', '/page.css', '/answer.js'];
+    this.replace('services/api/page/response.ts', /$/g, `export const ${mark} = '${mark}';\n`);
+    return ['/hello', '/', '/page.css', '/response.js'];
   }
 
   remove() {

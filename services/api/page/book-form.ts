@@ -1,23 +1,28 @@
-import { byId, markBusy, tell } from './answer.js';
-import { jsonOf, type Outcome, type Senders } from './ask.js';
-import type { Book, Books, Fields, Row } from './books.js';
-import { newKey } from './idempotency-key.js';
+import type { Book, BookFields, BookRow, Books } from './books.js';
+import { newIdempotencyKey } from './idempotency-key.js';
+import { type Exchange, jsonOf, type Senders } from './request.js';
+import { byId, markBusy, showResponse } from './response.js';
 
 type FieldName = 'title' | 'author' | 'year';
-type Typed = Record<FieldName, string>;
+type FormValues = Record<FieldName, string>;
 
-const NAMES: readonly FieldName[] = ['title', 'author', 'year'];
+interface ValidationError {
+  pointer: string;
+  detail: string;
+}
+
+const FIELD_NAMES: readonly FieldName[] = ['title', 'author', 'year'];
 const DOUBLE_CLICK_MS = 500;
-const EMPTY: Typed = { title: '', author: '', year: '' };
+const EMPTY: FormValues = { title: '', author: '', year: '' };
 
-/** The form that adds a book, and changes one. */
+/** The form that adds and edits books. */
 export class BookForm {
-  private editing: Row | undefined;
-  /** What was typed for a new book, while another one is edited. */
+  private editing: BookRow | undefined;
+  /** The values for a new book, kept while another book is edited. */
   private draft = EMPTY;
-  /** Of the book that is being added: the same one again is the same request. */
-  private key = { of: '', value: '' };
-  private conflict: { row: Row; mine: Typed; book: Book; etag: string } | undefined;
+  /** The idempotency key of the book that is being added. A retry with the same values uses it again. */
+  private key = { values: '', value: '' };
+  private conflict: { row: BookRow; mine: FormValues; book: Book; etag: string } | undefined;
   private busy = false;
   private addedAtMs = Number.NEGATIVE_INFINITY;
 
@@ -29,33 +34,33 @@ export class BookForm {
       event.preventDefault();
       void this.submit();
     });
-    byId('cancel').addEventListener('click', () => this.leaveEditing(true));
+    byId('cancel').addEventListener('click', () => this.stopEditing());
     byId('keep-mine').addEventListener('click', () => void this.keepMine());
-    byId('take-theirs').addEventListener('click', () => this.takeTheirs());
-    books.onGone = (row) => {
-      if (row === this.editing) this.toAdding(this.typed);
+    byId('use-theirs').addEventListener('click', () => this.useTheirs());
+    books.onRemoved = (row) => {
+      if (row === this.editing) this.startAdding(this.values);
     };
   }
 
-  /** Puts a book into the form. */
-  edit(row: Row) {
+  /** Loads a book into the form. */
+  edit(row: BookRow) {
     if (this.busy) return;
-    if (this.editing === undefined) this.draft = this.typed;
+    if (this.editing === undefined) this.draft = this.values;
     this.editing = row;
     this.hideConflict();
-    this.fill(typedOf(row.book));
+    this.fill(valuesOf(row.book));
     this.showMode();
     byId('title').focus();
   }
 
   private async submit() {
-    // The second click of a double click finds the form that the first one has emptied.
-    const isSecondClick = performance.now() - this.addedAtMs < DOUBLE_CLICK_MS && isSame(this.typed, EMPTY);
+    // The second click of a double click submits the form that the first one has emptied.
+    const isSecondClick = performance.now() - this.addedAtMs < DOUBLE_CLICK_MS && isSame(this.values, EMPTY);
     if (this.busy || isSecondClick) return;
     this.busy = true;
     markBusy();
     byId('save').setAttribute('aria-disabled', 'true');
-    this.showFaults([]);
+    this.showErrors([]);
     const { editing } = this;
     await (editing ? this.replace(editing, await editing.shownEtag()) : this.add());
     byId('save').removeAttribute('aria-disabled');
@@ -63,53 +68,53 @@ export class BookForm {
   }
 
   private async add() {
-    const { typed } = this;
-    const headers = { 'idempotency-key': this.keyFor(typed) };
-    const outcome = await this.senders.act('POST', '/books', { body: fieldsOf(typed), headers });
-    const book = jsonOf<Book>(outcome);
-    if (outcome.status !== 201 || book === undefined) return this.showFaults(faultsOf(outcome));
-    this.key = { of: '', value: '' };
+    const { values } = this;
+    const headers = { 'idempotency-key': this.keyFor(values) };
+    const exchange = await this.senders.sendAndShow('POST', '/books', { body: fieldsOf(values), headers });
+    const book = jsonOf<Book>(exchange);
+    if (exchange.status !== 201 || book === undefined) return this.showErrors(errorsOf(exchange));
+    this.key = { values: '', value: '' };
     this.addedAtMs = performance.now();
-    this.books.add(book, outcome.headers.get('etag') ?? '');
-    // What was typed meanwhile stays.
-    if (isSame(this.typed, typed)) this.fill(EMPTY);
+    this.books.add(book, exchange.headers.get('etag') ?? '');
+    // Keep what was typed while the request was in progress.
+    if (isSame(this.values, values)) this.fill(EMPTY);
     byId('title').focus();
   }
 
-  private async replace(row: Row, etag: string | undefined) {
-    const { typed } = this;
-    if (etag === undefined) return void (await this.senders.act('GET', row.path));
+  private async replace(row: BookRow, etag: string | undefined) {
+    const { values } = this;
+    // Without the ETag, the book is only requested, so that the response shows what failed.
+    if (etag === undefined) return void (await this.senders.sendAndShow('GET', row.path));
     const headers = { 'if-match': etag };
-    const outcome = await this.senders.act('PUT', row.path, { body: fieldsOf(typed), headers });
-    const book = jsonOf<Book>(outcome);
-    if (outcome.status === 412) return this.showConflict(row, typed, outcome);
-    if (outcome.status === 404) return this.showGone(row, outcome);
-    if (outcome.status !== 200 || book === undefined) return this.showFaults(faultsOf(outcome));
-    row.update(book, outcome.headers.get('etag') ?? '');
-    this.hideConflict();
-    this.leaveEditing(true);
+    const exchange = await this.senders.sendAndShow('PUT', row.path, { body: fieldsOf(values), headers });
+    const book = jsonOf<Book>(exchange);
+    if (exchange.status === 412) return this.showConflict(row, values, exchange);
+    if (exchange.status === 404) return this.showDeleted(row, exchange);
+    if (exchange.status !== 200 || book === undefined) return this.showErrors(errorsOf(exchange));
+    row.update(book, exchange.headers.get('etag') ?? '');
+    this.stopEditing();
   }
 
-  private async showConflict(row: Row, mine: Typed, outcome: Outcome) {
-    tell(outcome, '412: this book was changed since it was shown here. Nothing was overwritten.');
-    const now = await this.senders.record('GET', row.path);
-    const book = jsonOf<Book>(now);
-    if (now.status === 404) return this.showGone(row, now);
-    if (now.status !== 200 || book === undefined) return tell(now);
-    this.conflict = { row, mine, book, etag: now.headers.get('etag') ?? '' };
+  private async showConflict(row: BookRow, mine: FormValues, exchange: Exchange) {
+    showResponse(exchange, '412: the book was changed after it was loaded. Nothing was overwritten.');
+    const current = await this.senders.sendLogged('GET', row.path);
+    const book = jsonOf<Book>(current);
+    if (current.status === 404) return this.showDeleted(row, current);
+    if (current.status !== 200 || book === undefined) return showResponse(current);
+    this.conflict = { row, mine, book, etag: current.headers.get('etag') ?? '' };
     byId('conflict-text').textContent =
-      'Somebody else saved another version since you began. Nothing was overwritten. These are the two:';
-    const rows = [versionRow('Yours', mine), versionRow('Theirs', typedOf(book))];
+      'The book was changed after you loaded it. Nothing was overwritten. Choose a version:';
+    const rows = [createVersionRow('Yours', mine), createVersionRow('Theirs', valuesOf(book))];
     byId<HTMLTableElement>('versions').tBodies[0]?.replaceChildren(...rows);
     byId('conflict').hidden = false;
     byId('conflict-heading').focus();
   }
 
-  // What was typed becomes a new book, should they want it.
-  private showGone(row: Row, outcome: Outcome) {
-    tell(outcome, '404: this book was deleted meanwhile. What you typed is still in the form.');
+  // The form keeps its values, so that they can be added as a new book.
+  private showDeleted(row: BookRow, exchange: Exchange) {
+    showResponse(exchange, '404: the book was deleted in the meantime. Your input is still in the form.');
     this.hideConflict();
-    this.books.drop(row);
+    this.books.remove(row);
   }
 
   private async keepMine() {
@@ -121,11 +126,10 @@ export class BookForm {
     await this.submit();
   }
 
-  private takeTheirs() {
+  private useTheirs() {
     if (this.conflict === undefined) return;
     this.conflict.row.update(this.conflict.book, this.conflict.etag);
-    this.hideConflict();
-    this.leaveEditing(true);
+    this.stopEditing();
   }
 
   private hideConflict() {
@@ -133,16 +137,16 @@ export class BookForm {
     byId('conflict').hidden = true;
   }
 
-  private leaveEditing(focusRow: boolean) {
+  private stopEditing() {
     const row = this.editing;
     this.hideConflict();
-    this.toAdding(this.draft);
-    if (focusRow) row?.editButton.focus();
+    this.startAdding(this.draft);
+    row?.editButton.focus();
   }
 
-  private toAdding(typed: Typed) {
+  private startAdding(values: FormValues) {
     this.editing = undefined;
-    this.fill(typed);
+    this.fill(values);
     this.showMode();
   }
 
@@ -153,59 +157,61 @@ export class BookForm {
     byId('cancel').hidden = editing === undefined;
   }
 
-  private get typed(): Typed {
-    const [title = '', author = '', year = ''] = NAMES.map((name) => byId<HTMLInputElement>(name).value);
+  private get values(): FormValues {
+    const [title = '', author = '', year = ''] = FIELD_NAMES.map(
+      (name) => byId<HTMLInputElement>(name).value,
+    );
     return { title, author, year };
   }
 
-  private fill(typed: Typed) {
-    for (const name of NAMES) byId<HTMLInputElement>(name).value = typed[name];
-    this.showFaults([]);
+  private fill(values: FormValues) {
+    for (const name of FIELD_NAMES) byId<HTMLInputElement>(name).value = values[name];
+    this.showErrors([]);
   }
 
-  private keyFor(typed: Typed) {
-    const of = JSON.stringify(typed);
-    if (this.key.of !== of) this.key = { of, value: newKey() };
+  private keyFor(formValues: FormValues) {
+    const values = JSON.stringify(formValues);
+    if (this.key.values !== values) this.key = { values, value: newIdempotencyKey() };
     return this.key.value;
   }
 
-  private showFaults(faults: readonly { pointer: string; detail: string }[]) {
-    let first: HTMLElement | undefined;
-    for (const name of NAMES) {
-      const detail = faults.find(({ pointer }) => pointer === `/${name}`)?.detail ?? '';
-      byId(`${name}-fault`).textContent = detail;
+  private showErrors(errors: readonly ValidationError[]) {
+    let firstInvalid: HTMLElement | undefined;
+    for (const name of FIELD_NAMES) {
+      const detail = errors.find(({ pointer }) => pointer === `/${name}`)?.detail ?? '';
+      byId(`${name}-error`).textContent = detail;
       byId(name).setAttribute('aria-invalid', String(detail !== ''));
-      if (detail !== '') first ??= byId(name);
+      if (detail !== '') firstInvalid ??= byId(name);
     }
-    first?.focus();
+    firstInvalid?.focus();
   }
 }
 
-function typedOf({ title, author, year }: Fields): Typed {
+function valuesOf({ title, author, year }: BookFields): FormValues {
   return { title, author, year: year === null ? '' : String(year) };
 }
 
-// What is no number goes as it is: api2 says what is wrong with it.
-function fieldsOf({ title, author, year }: Typed): Fields {
+// A year that is not an integer is sent as text, so that api2 rejects it with a validation error.
+function fieldsOf({ title, author, year }: FormValues): BookFields {
   const trimmed = year.trim().replace('−', '-');
   if (trimmed === '') return { title, author, year: null };
   return { title, author, year: /^-?\d+$/.test(trimmed) ? Number(trimmed) : trimmed };
 }
 
-function faultsOf(outcome: Outcome) {
-  return jsonOf<{ errors?: { pointer: string; detail: string }[] }>(outcome)?.errors ?? [];
+function errorsOf(exchange: Exchange) {
+  return jsonOf<{ errors?: ValidationError[] }>(exchange)?.errors ?? [];
 }
 
-function isSame(one: Typed, other: Typed) {
-  return NAMES.every((name) => one[name] === other[name]);
+function isSame(one: FormValues, other: FormValues) {
+  return FIELD_NAMES.every((name) => one[name] === other[name]);
 }
 
-function versionRow(name: string, { title, author, year }: Typed) {
+function createVersionRow(name: string, { title, author, year }: FormValues) {
   const row = document.createElement('tr');
-  const head = document.createElement('th');
-  head.scope = 'row';
-  head.textContent = name;
-  row.append(head);
+  const heading = document.createElement('th');
+  heading.scope = 'row';
+  heading.textContent = name;
+  row.append(heading);
   for (const text of [title, author, year || '–']) row.insertCell().textContent = text;
   return row;
 }

@@ -1,28 +1,28 @@
-import { byId, markBusy, tell } from './answer.js';
-import { type Act, jsonOf, type Outcome, type Senders } from './ask.js';
+import { type Exchange, jsonOf, type Send, type Senders } from './request.js';
+import { byId, markBusy, showResponse } from './response.js';
 
-export interface Fields {
+export interface BookFields {
   title: string;
   author: string;
   year: number | string | null;
 }
 
-export interface Book extends Fields {
+export interface Book extends BookFields {
   id: string;
 }
 
-const PAGE = 10;
-// The empty entity tag: no version of a book has it, so `If-Match` with it never changes anything.
-const TAG_OF_NO_VERSION = '""';
+const PAGE_SIZE = 10;
+// No book has the empty entity tag, so a request with it in `If-Match` always fails with 412.
+const NON_MATCHING_ETAG = '""';
 
-/** A book in the table, in the version that is shown there. */
-export class Row {
+/** A row of the table. It shows one version of a book. */
+export class BookRow {
   readonly element = document.createElement('tr');
-  readonly editButton = button('Edit');
-  readonly deleteButton = button('Delete');
+  readonly editButton = createButton('Edit');
+  readonly deleteButton = createButton('Delete');
 
   constructor(
-    private readonly record: Act,
+    private readonly sendLogged: Send,
     public book: Book,
     private etag?: string,
   ) {
@@ -33,120 +33,125 @@ export class Row {
     return `/books/${this.book.id}`;
   }
 
-  /** Shows another version. */
+  /** Shows another version of the book. */
   update(book: Book, etag: string) {
     this.book = book;
     this.etag = etag;
     this.render();
   }
 
-  /** The value of `If-Match` for the version that is shown; undefined if api2 cannot tell it now. */
+  /** The ETag of the version that is shown; undefined if it cannot be read from api2 now. */
   async shownEtag() {
     this.etag ??= await this.readEtag();
     return this.etag;
   }
 
-  // A list has no entity tags, and most of its books are only looked at. So the tag is requested when a
-  // book from a list is about to be changed. If the book is another one by then, the tag of the version
-  // that is shown cannot be known any more, and the change must fail.
+  // A list contains no ETags, so the ETag is requested when a book is about to be changed. If the book has
+  // changed by then, the ETag of the version that is shown is unknown, and the change must fail.
   private async readEtag() {
-    const outcome = await this.record('GET', this.path);
-    if (outcome.status === 404) return TAG_OF_NO_VERSION;
-    const book = outcome.status === 200 ? jsonOf<Book>(outcome) : undefined;
+    const exchange = await this.sendLogged('GET', this.path);
+    if (exchange.status === 404) return NON_MATCHING_ETAG;
+    const book = exchange.status === 200 ? jsonOf<Book>(exchange) : undefined;
     if (book === undefined) return undefined;
-    return isSame(book, this.book) ? (outcome.headers.get('etag') ?? undefined) : TAG_OF_NO_VERSION;
+    return isSame(book, this.book) ? (exchange.headers.get('etag') ?? undefined) : NON_MATCHING_ETAG;
   }
 
   private render() {
     const { id, title, author, year } = this.book;
-    const name = cell('th', title);
-    name.id = `book-${id}`;
-    name.scope = 'row';
-    for (const control of [this.editButton, this.deleteButton])
-      control.setAttribute('aria-describedby', name.id);
-    const controls = document.createElement('div');
-    controls.className = 'controls';
-    controls.append(this.editButton, this.deleteButton);
-    const last = document.createElement('td');
-    last.append(controls);
-    // Moving the focused button away would lose the focus.
+    const titleCell = createCell('th', title);
+    titleCell.id = `book-${id}`;
+    titleCell.scope = 'row';
+    for (const button of [this.editButton, this.deleteButton])
+      button.setAttribute('aria-describedby', titleCell.id);
+    const actions = document.createElement('div');
+    actions.className = 'actions';
+    actions.append(this.editButton, this.deleteButton);
+    const actionsCell = document.createElement('td');
+    actionsCell.append(actions);
+    // Moving a focused button removes its focus, so it is restored afterwards.
     const focused = this.element.contains(document.activeElement) ? document.activeElement : null;
     this.element.replaceChildren(
-      name,
-      cell('td', author),
-      cell('td', year === null ? '–' : String(year)),
-      last,
+      titleCell,
+      createCell('td', author),
+      createCell('td', year === null ? '–' : String(year)),
+      actionsCell,
     );
     if (focused instanceof HTMLElement) focused.focus();
   }
 }
 
-/** The table of the books. */
+/** The table of books. */
 export class Books {
-  onEdit: (row: Row) => void = () => {};
-  onGone: (row: Row) => void = () => {};
-  /** Called after a book was deleted here; returns the control that undoes it. */
+  onEdit: (row: BookRow) => void = () => {};
+  onRemoved: (row: BookRow) => void = () => {};
+  /** Called after a book was deleted here; returns the button that restores it. */
   onDeleted: (book: Book) => HTMLElement | undefined = () => undefined;
-  private listed: Row[] = [];
-  // Those that the page added itself stand at the end, until their page of the list is read.
-  private added: Row[] = [];
+  private listed: BookRow[] = [];
+  // Books that the page has added. They are shown last until the list includes them.
+  private added: BookRow[] = [];
   private next: string | null = null;
   private readonly body = byId<HTMLTableElement>('books').tBodies[0] as HTMLTableSectionElement;
 
   constructor(private readonly senders: Senders) {}
 
-  /** Reads the list from its beginning. */
+  private get rows() {
+    return [...this.listed, ...this.added];
+  }
+
+  /** Loads the list from its first page. */
   async reload() {
-    const outcome = await this.senders.follow('GET', `/books?limit=${PAGE}`);
+    const exchange = await this.senders.sendWithDiagram('GET', `/books?limit=${PAGE_SIZE}`);
     byId('reload').hidden = false;
-    if (this.refused(outcome)) return;
+    if (exchange.status !== 200) return showLoadError();
     this.listed = [];
     this.added = [];
-    this.take(outcome);
+    this.appendPage(exchange);
   }
 
-  /** Reads the next page of the list. */
-  async more() {
-    const outcome = await this.senders.follow('GET', `/books?limit=${PAGE}&after=${this.next}`);
-    if (!this.refused(outcome)) this.take(outcome);
+  /** Loads the next page of the list. */
+  async loadMore() {
+    const path = `/books?limit=${PAGE_SIZE}&after=${this.next}`;
+    const exchange = await this.senders.sendWithDiagram('GET', path);
+    if (exchange.status !== 200) return showLoadError();
+    this.appendPage(exchange);
   }
 
-  /** Shows a book that was just added, and returns its row. */
+  /** Shows a book that was just added and returns its row. */
   add(book: Book, etag: string) {
-    const shown = this.rowOf(book.id);
-    if (shown !== undefined) return shown;
-    const row = this.newRow(book, etag);
+    const existing = this.rows.find((row) => row.book.id === book.id);
+    if (existing !== undefined) return existing;
+    const row = this.createRow(book, etag);
     this.added.push(row);
     this.render();
-    for (const { element } of [...this.listed, ...this.added]) delete element.dataset.state;
+    for (const { element } of this.rows) delete element.dataset.state;
     row.element.dataset.state = 'new';
     row.element.scrollIntoView({ block: 'nearest' });
     return row;
   }
 
-  /** Takes a book out that is gone. The focus moves from its row to `successor`, or else to a row beside it. */
-  drop(row: Row, successor = this.controlBeside(row)) {
+  /** Removes a deleted book from the table. Focus in its row moves to `successor`, by default a neighbor. */
+  remove(row: BookRow, successor = this.neighborOf(row)) {
     if (row.element.contains(document.activeElement)) successor.focus();
     this.listed = this.listed.filter((other) => other !== row);
     this.added = this.added.filter((other) => other !== row);
-    this.onGone(row);
+    this.onRemoved(row);
     this.render();
   }
 
-  private take(outcome: Outcome) {
-    const page = jsonOf<{ items: Book[]; next: string | null }>(outcome);
+  private appendPage(exchange: Exchange) {
+    const page = jsonOf<{ items: Book[]; next: string | null }>(exchange);
     if (page === undefined) return;
     for (const book of page.items) {
       const added = this.added.find(({ book: { id } }) => id === book.id);
       this.added = this.added.filter((other) => other !== added);
-      this.listed.push(added ?? this.newRow(book));
+      this.listed.push(added ?? this.createRow(book));
     }
     this.next = page.next;
     this.render();
   }
 
-  private newRow(book: Book, etag?: string) {
-    const row = new Row(this.senders.record, book, etag);
+  private createRow(book: Book, etag?: string) {
+    const row = new BookRow(this.senders.sendLogged, book, etag);
     row.editButton.addEventListener('click', () => this.onEdit(row));
     row.deleteButton.addEventListener('click', ({ detail }) => {
       // The second click of a double click hits the row that moved up. It must not delete that one too.
@@ -155,84 +160,78 @@ export class Books {
     return row;
   }
 
-  private async delete(row: Row) {
+  private async delete(row: BookRow) {
     if (row.deleteButton.getAttribute('aria-disabled') === 'true') return;
     row.deleteButton.setAttribute('aria-disabled', 'true');
     markBusy();
     const etag = await row.shownEtag();
     const headers = etag === undefined ? {} : { 'if-match': etag };
-    // Without the tag of what is shown nothing is deleted: the answer tells what is the matter.
-    const outcome = await this.senders.act(etag === undefined ? 'GET' : 'DELETE', row.path, { headers });
+    // Without the ETag, the book is only requested, so that the response shows what failed.
+    const method = etag === undefined ? 'GET' : 'DELETE';
+    const exchange = await this.senders.sendAndShow(method, row.path, { headers });
     row.deleteButton.removeAttribute('aria-disabled');
-    if (outcome.status === 204) this.drop(row, this.onDeleted(row.book));
-    if (outcome.status === 404) this.drop(row);
-    if (outcome.status === 412) await this.showChanged(row, outcome);
+    if (exchange.status === 204) this.remove(row, this.onDeleted(row.book));
+    if (exchange.status === 404) this.remove(row);
+    if (exchange.status === 412) await this.showChanged(row, exchange);
   }
 
-  private async showChanged(row: Row, outcome: Outcome) {
-    tell(
-      outcome,
-      '412: this book was changed since it was shown here, so it was not deleted. The table has it as it is now.',
+  private async showChanged(row: BookRow, exchange: Exchange) {
+    showResponse(
+      exchange,
+      '412: the book was changed after it was loaded, so it was not deleted. The table now shows the current version.',
     );
-    const now = await this.senders.record('GET', row.path);
-    const book = jsonOf<Book>(now);
-    if (now.status === 200 && book) row.update(book, now.headers.get('etag') ?? '');
-    if (now.status === 404) this.drop(row);
+    const current = await this.senders.sendLogged('GET', row.path);
+    const book = jsonOf<Book>(current);
+    if (current.status === 200 && book) row.update(book, current.headers.get('etag') ?? '');
+    if (current.status === 404) this.remove(row);
   }
 
-  private refused(outcome: Outcome) {
-    const failed = outcome.status !== 200;
-    if (failed)
-      byId('books-state').textContent =
-        'The books cannot be read now; the last line below tells why. Reload tries again.';
-    return failed;
-  }
-
-  private rowOf(id: string) {
-    return [...this.listed, ...this.added].find(({ book }) => book.id === id);
-  }
-
-  private controlBeside(row: Row): HTMLElement {
-    const rows = [...this.listed, ...this.added];
-    const place = rows.indexOf(row);
-    const beside = rows[place + 1] ?? rows[place - 1];
-    return beside?.deleteButton ?? byId('title');
+  private neighborOf(row: BookRow): HTMLElement {
+    const { rows } = this;
+    const index = rows.indexOf(row);
+    const neighbor = rows[index + 1] ?? rows[index - 1];
+    return neighbor?.deleteButton ?? byId('title');
   }
 
   private render() {
-    const rows = [...this.listed, ...this.added];
-    const wanted = rows.map(({ element }) => element);
-    for (const element of [...this.body.rows]) if (!wanted.includes(element)) element.remove();
-    wanted.forEach((element, place) => {
-      if (this.body.rows[place] !== element) this.body.insertBefore(element, this.body.rows[place] ?? null);
+    const elements = this.rows.map(({ element }) => element);
+    for (const element of [...this.body.rows]) if (!elements.includes(element)) element.remove();
+    elements.forEach((element, index) => {
+      const current = this.body.rows[index];
+      if (current !== element) this.body.insertBefore(element, current ?? null);
     });
     byId('more').hidden = this.next === null;
-    byId('books-state').textContent = this.stateOf(rows.length);
+    byId('books-status').textContent = this.describe(elements.length);
   }
 
-  private stateOf(shown: number) {
-    if (shown === 0) return 'There are no books yet.';
-    if (this.next === null) return `${shown} ${shown === 1 ? 'book' : 'books'}, all there are.`;
+  private describe(count: number) {
+    if (count === 0) return 'No books yet.';
+    if (this.next === null) return `${count} ${count === 1 ? 'book' : 'books'} in total.`;
     return this.added.length === 0
-      ? `The first ${shown} books; there are more.`
-      : `There are more books between the first ${this.listed.length} and those just added.`;
+      ? `Showing the first ${count} books. There are more.`
+      : `Showing the first ${this.listed.length} books and those that you added. There are more in between.`;
   }
+}
+
+function showLoadError() {
+  byId('books-status').textContent =
+    'Could not load the books. The latest entry in the history shows the reason. Select Reload to try again.';
 }
 
 function isSame(one: Book, other: Book) {
   return one.title === other.title && one.author === other.author && one.year === other.year;
 }
 
-function cell<Kind extends 'td' | 'th'>(kind: Kind, text: string) {
+function createCell<Kind extends 'td' | 'th'>(kind: Kind, text: string) {
   const element = document.createElement(kind);
   element.textContent = text;
   return element;
 }
 
-function button(name: string) {
+function createButton(name: string) {
   const element = document.createElement('button');
   element.type = 'button';
-  element.className = 'quiet small';
+  element.className = 'secondary small';
   element.textContent = name;
   return element;
 }

@@ -1,55 +1,56 @@
-import { byId, markBusy, tell } from './answer.js';
-import { type Act, ask } from './ask.js';
 import { BookForm } from './book-form.js';
 import { Books } from './books.js';
-import { Journal } from './journal.js';
-import { Picture } from './picture.js';
+import { Diagram } from './diagram.js';
+import { RequestHistory } from './history.js';
+import { type Send, send } from './request.js';
+import { byId, markBusy, showResponse } from './response.js';
 import { Undo } from './undo.js';
 
-const picture = new Picture(byId('picture'), byId('way'));
-const journal = new Journal(byId<HTMLTableElement>('journal').tBodies[0] as HTMLTableSectionElement);
+const diagram = new Diagram(byId('diagram'), byId('diagram-caption'));
+const historyTable = byId<HTMLTableElement>('history');
+const requestHistory = new RequestHistory(historyTable.tBodies[0] as HTMLTableSectionElement);
 
-const record: Act = async (method, path, options) => {
-  const outcome = await ask(method, path, options);
-  journal.add(outcome);
-  return outcome;
+const sendLogged: Send = async (method, path, options) => {
+  const exchange = await send(method, path, options);
+  requestHistory.add(exchange);
+  return exchange;
 };
 
-const follow: Act = async (method, path, options) => {
-  picture.begin(method, path);
-  const outcome = await record(method, path, options);
-  picture.end(outcome);
-  return outcome;
+const sendWithDiagram: Send = async (method, path, options) => {
+  diagram.showRequest(method, path);
+  const exchange = await sendLogged(method, path, options);
+  diagram.showResult(exchange);
+  return exchange;
 };
 
-const act: Act = async (method, path, options) => {
+const sendAndShow: Send = async (method, path, options) => {
   markBusy();
-  const outcome = await follow(method, path, options);
-  tell(outcome);
-  return outcome;
+  const exchange = await sendWithDiagram(method, path, options);
+  showResponse(exchange);
+  return exchange;
 };
 
-// One at a time of each: a double click asks once.
-function onPress(id: string, work: () => Promise<unknown>) {
+// Ignores clicks while the action runs, so that a double click sends one request.
+function onClick(id: string, action: () => Promise<unknown>) {
   let busy = false;
   byId(id).addEventListener('click', async () => {
     if (busy) return;
     busy = true;
-    await work();
+    await action();
     busy = false;
   });
 }
 
-onPress('hello', () => act('GET', '/hello'));
-onPress('data', () => act('GET', '/data'));
+onClick('hello', () => sendAndShow('GET', '/hello'));
+onClick('data', () => sendAndShow('GET', '/data'));
 
-const senders = { act, follow, record };
+const senders = { sendAndShow, sendWithDiagram, sendLogged };
 const books = new Books(senders);
 const form = new BookForm(senders, books);
-const undo = new Undo(act, books);
+const undo = new Undo(sendAndShow, books);
 books.onEdit = (row) => form.edit(row);
 books.onDeleted = (book) => undo.offer(book);
-onPress('undo', () => undo.run());
-onPress('more', () => books.more());
-onPress('reload', () => books.reload());
+onClick('undo', () => undo.restore());
+onClick('more', () => books.loadMore());
+onClick('reload', () => books.reload());
 void books.reload();
