@@ -3,7 +3,7 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { type Browser, type BrowserContext, chromium, type Page } from 'playwright-core';
+import { type Browser, type BrowserContext, chromium, type Page, type Route } from 'playwright-core';
 import { request } from 'undici';
 import { type Program, startedPrograms } from './programs';
 import { httpHop, type StubHop } from './stub-hop';
@@ -382,6 +382,26 @@ describe('books', () => {
     await waitForResponse(/412.*changed/);
     await row('Theirs').waitFor();
     expect(await storedTitles()).toEqual(['Theirs']);
+  });
+
+  test('a book that is saved while Delete is still reading its ETag is deleted without a 412', async () => {
+    await requestApi2('POST', '/books', { title: 'Emma', author: 'a' });
+    await openPage({});
+    let release: (() => Promise<void>) | undefined;
+    const hold = async (route: Route) => {
+      const response = await route.fetch();
+      release = () => route.fulfill({ response });
+    };
+    await page.route('**/books/1', hold, { times: 1 });
+    await row('Emma').getByRole('button', { name: 'Delete' }).click();
+    await waitUntil(() => release !== undefined);
+    await row('Emma').getByRole('button', { name: 'Edit' }).click();
+    await field('Title').fill('Persuasion');
+    await button('Save book').click();
+    await row('Persuasion').waitFor();
+    await release?.();
+    await waitForResponse(/DELETE \/books\/1/);
+    expect(await storedTitles()).toEqual([]);
   });
 
   test('the history contains every request that the page sends, and a list takes one request', async () => {

@@ -42,7 +42,10 @@ export class BookRow {
 
   /** The ETag of the version that is shown; undefined if it cannot be read from api2 now. */
   async shownEtag() {
-    this.etag ??= await this.readEtag();
+    if (this.etag !== undefined) return this.etag;
+    const etag = await this.readEtag();
+    // update() may have set a newer ETag in the meantime.
+    this.etag ??= etag;
     return this.etag;
   }
 
