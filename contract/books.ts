@@ -7,10 +7,13 @@ const LIMIT_EXPECTED = 'Expected a whole number from 1 to 100.';
 // without the flag `u`, since validators of JSON Schema differ in that.
 const PAIR = '[\\uD800-\\uDBFF][\\uDC00-\\uDFFF]';
 const CHARACTER = `(?:[^\\u0000\\uD800-\\uDFFF]|${PAIR})`;
-const VISIBLE = `(?:[^\\s\\u0000\\uD800-\\uDFFF]|${PAIR})`;
+const NON_SPACE = `(?:[^\\s\\u0000\\uD800-\\uDFFF]|${PAIR})`;
 
-// JSON Schema cannot trim, and its `maxLength` would count the white space around the text too.
-const PADDED_TEXT = new RegExp(`^\\s*${VISIBLE}(?:${CHARACTER}{0,${LONGEST_TEXT - 2}}${VISIBLE})?\\s*$`, 'u');
+// JSON Schema cannot trim, and its `maxLength` would also count the whitespace around the text.
+const PADDED_TEXT = new RegExp(
+  `^\\s*${NON_SPACE}(?:${CHARACTER}{0,${LONGEST_TEXT - 2}}${NON_SPACE})?\\s*$`,
+  'u',
+);
 
 const text = () =>
   z
@@ -19,13 +22,13 @@ const text = () =>
     .trim()
     .meta({
       minLength: 1,
-      description: `1 to ${LONGEST_TEXT} Unicode characters, not counting white space around them, which is trimmed.`,
+      description: `1 to ${LONGEST_TEXT} Unicode characters, not counting whitespace around them, which is trimmed.`,
     });
 
 const keptText = () =>
   z
     .string()
-    .meta({ minLength: 1, maxLength: LONGEST_TEXT, description: 'Stored without white space around it.' });
+    .meta({ minLength: 1, maxLength: LONGEST_TEXT, description: 'Stored without whitespace around it.' });
 
 const year = () =>
   z

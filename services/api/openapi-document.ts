@@ -24,7 +24,7 @@ export function createDocument() {
     tags: [
       { name: 'greeting', description: 'A response that api builds from a call to api2.' },
       { name: 'relay', description: 'The JSON of an external API, relayed through a shared cache.' },
-      { name: 'books', description: 'A REST resource that api2 owns.' },
+      { name: 'books', description: 'Books, stored by api2.' },
       { name: 'meta', description: 'The description of this API.' },
     ],
     paths: {
@@ -52,7 +52,9 @@ export function createDocument() {
       responses: { Problem: problemResponse },
       headers: {
         'X-Request-Id': header('Identifies the request in the logs of both services.'),
-        'Server-Timing': header('How long the next hop and the whole request took, in milliseconds.'),
+        'Server-Timing': header(
+          'The durations of the next hop and of the complete request, in milliseconds.',
+        ),
         'X-Content-Type-Options': header('Always `nosniff`.'),
         'Proxy-Status': header('What went wrong between api and its next hop (RFC 9209).'),
       },
@@ -161,10 +163,10 @@ const getHello = {
   summary: 'Get the greeting',
   description: 'Requests the greeting from api2 and returns its text.',
   responses: {
-    200: response('The text of api2.', 'text/plain', { type: 'string' }),
+    200: response('The text returned by api2.', 'text/plain', { type: 'string' }),
     500: {
       description:
-        'api2 responded with a status other than 2xx, or gave no usable response. ' +
+        'api2 responded with a status other than 2xx, or returned no usable response. ' +
         'A problem document instead of text means that api itself failed.',
       headers: { ...commonHeaders, 'Proxy-Status': ref('headers', 'Proxy-Status') },
       content: {
@@ -207,7 +209,7 @@ const listBooks = {
   responses: {
     200: response('A page of books.', 'application/json', ref('schemas', 'BookPage'), {
       Link: header('The path of the next page, with `rel="next"`, while there is more.'),
-      'Cache-Control': bookHeaders['Cache-Control'],
+      'Cache-Control': header('Always `no-cache`.'),
     }),
     ...problems(400, 405),
     ...nextHopProblems,
@@ -252,7 +254,7 @@ const replaceBook = {
   operationId: 'replaceBook',
   tags: ['books'],
   summary: 'Replace a book',
-  description: 'Replaces the whole book. A `year` that is absent becomes `null`.',
+  description: 'Replaces the complete book. A `year` that is absent becomes `null`.',
   parameters: [ifMatch],
   requestBody: bookBody,
   responses: {
