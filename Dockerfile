@@ -1,16 +1,18 @@
-# Builds either service: docker build --build-arg SERVICE=api .
+# Builds one of the services: docker build --build-arg SERVICE=api .
 FROM node:24-trixie-slim AS build
 WORKDIR /app
 COPY .npmrc package.json package-lock.json ./
-# The optional dependencies only contain Node for machines with an older version; the image has its own.
+COPY packages/next-hop/package.json packages/next-hop/
+# The optional dependencies only provide Node 24 on machines with an older version. The image already has it.
 RUN --mount=type=cache,target=/root/.npm npm ci --omit=optional
 COPY tsconfig.json tsconfig.build.json ./
 COPY chassis chassis
 COPY contract contract
+COPY packages packages
 COPY services services
 RUN npm run build && mkdir /data
 
-# For docker-compose.watch.yml: the service from source, reloaded on change.
+# For docker-compose.watch.yml: runs the service from source and reloads it on changes.
 FROM build AS dev
 ARG SERVICE
 # npm writes its logs under HOME.
@@ -22,6 +24,7 @@ CMD ["sh", "-c", "exec npm run -s dev:$SERVICE"]
 FROM node:24-trixie-slim AS production-dependencies
 WORKDIR /app
 COPY .npmrc package.json package-lock.json ./
+COPY packages/next-hop/package.json packages/next-hop/
 RUN --mount=type=cache,target=/root/.npm npm ci --omit=dev --omit=optional
 
 FROM gcr.io/distroless/nodejs24-debian13:nonroot AS runtime
@@ -29,12 +32,15 @@ ARG SERVICE
 WORKDIR /app
 ENV NODE_ENV=production
 COPY --from=production-dependencies /app/node_modules node_modules
+# node_modules/next-hop is a symbolic link to this folder.
+COPY --from=build /app/packages/next-hop/package.json packages/next-hop/
+COPY --from=build /app/packages/next-hop/dist packages/next-hop/dist
 COPY --from=build /app/dist/chassis chassis
 COPY --from=build /app/dist/contract contract
 COPY --from=build /app/dist/services/${SERVICE} services/${SERVICE}
-# A named volume takes over the owner of the folder that it covers.
+# A new named volume inherits the owner of the folder at its mount point.
 COPY --from=build --chown=65532:65532 /data /data
-# One name for either program: the entrypoint is node itself, and nothing here could expand a variable.
+# The entrypoint is node, and without a shell CMD cannot contain a variable, so both services start from main.js.
 COPY <<EOF main.js
 require('./services/${SERVICE}/main.js');
 EOF

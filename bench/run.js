@@ -1,6 +1,6 @@
-// npm run bench: what the hop costs in api, and in what one would take instead, in one run.
-// Rounds are interleaved, and each has processes of its own, as what V8 makes of the same program differs by
-// a tenth from one to the next. Where there are two cores, the server has one, load and next hop the other.
+// npm run bench: compares the cost of the hop in api with alternative implementations, in one run.
+// Rounds are interleaved and each starts new processes, because V8 optimizes the same program differently from one
+// process to the next, by up to a tenth. With two cores, the server runs on one, load and next hop on the other.
 import { execFileSync, spawn } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism, cpus, totalmem } from 'node:os';
@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 const ROUNDS = Number(process.env.ROUNDS ?? 5);
 const SECONDS = Number(process.env.SECONDS ?? 3);
-// As long as it takes until V8 makes nothing faster.
+// After this time V8 has finished optimizing.
 const WARM_UP_SECONDS = 8;
 const CONNECTIONS = 64;
 const NEXT_HOP_PORT = 18_200;
@@ -63,23 +63,23 @@ function startServer({ program, port, env = {} }) {
   return child;
 }
 
-async function ready(url) {
+async function waitUntilReady(url) {
   for (;;) {
     try {
       const response = await fetch(url);
       await response.arrayBuffer();
       if (response.ok) return;
     } catch {
-      // Not yet.
+      // The server does not listen yet.
     }
     await sleep(2);
   }
 }
 
-async function end(child) {
-  const over = new Promise((resolve) => child.once('exit', resolve));
+async function kill(child) {
+  const exited = new Promise((resolve) => child.once('exit', resolve));
   child.kill('SIGKILL');
-  await over;
+  await exited;
 }
 
 async function load(url, connections, seconds, rate) {
@@ -106,7 +106,7 @@ async function round(server) {
   const url = `http://127.0.0.1:${server.port}/hello`;
   const startedMs = performance.now();
   const child = startServer(server);
-  await ready(url);
+  await waitUntilReady(url);
   const startMs = performance.now() - startedMs;
   await sleep(1000);
   const idle = memoryMiB(child, 'VmRSS');
@@ -114,7 +114,7 @@ async function round(server) {
   const full = await load(url, CONNECTIONS, SECONDS);
   const quarter = await load(url, CONNECTIONS, SECONDS, full.perSecond / 4);
   const peak = memoryMiB(child, 'VmHWM');
-  await end(child);
+  await kill(child);
   return { startMs, idle, full, quarter, peak };
 }
 
@@ -122,8 +122,8 @@ async function compare() {
   for (let i = 0; i < ROUNDS; i++) for (const server of SERVERS) server.rounds.push(await round(server));
 }
 
-// The same program at more and more connections, and api's lists, with a real api2 behind them.
-async function growth() {
+// Measures the same programs with an increasing number of connections, and api's lists of books with a real api2.
+async function measureScaling() {
   const rows = [];
   const [raw, bare] = ['node:http', 'Express 5 + undici'].map(named);
   for (const { name, program, counts } of [
@@ -132,10 +132,10 @@ async function growth() {
     { ...raw, counts: [64, 4096] },
   ]) {
     const server = { program, port: 18_240, env: { MAX_IN_FLIGHT: '10000', API2_TIMEOUT_MS: '10000' } };
-    const own = [];
-    for (const connections of counts) own.push(await grow(name, server, '/hello', connections));
-    const usual = own.find(({ connections }) => connections === CONNECTIONS);
-    rows.push(...own.map((row) => ({ ...row, cost: usual.perSecond / row.perSecond })));
+    const results = [];
+    for (const connections of counts) results.push(await measureAt(name, server, '/hello', connections));
+    const baseline = results.find(({ connections }) => connections === CONNECTIONS);
+    rows.push(...results.map((row) => ({ ...row, cost: baseline.perSecond / row.perSecond })));
   }
   const api2 = start(1, [API2], {
     HOST: '127.0.0.1',
@@ -145,13 +145,13 @@ async function growth() {
     LOG_LEVEL: 'silent',
   });
   api2.stdout.resume();
-  await ready('http://127.0.0.1:18250/respond');
+  await waitUntilReady('http://127.0.0.1:18250/respond');
   for (let i = 0; i < 120; i++) await post(`Volume ${i}`);
   for (const limit of [20, 100]) {
     const server = { program: API, port: 18_240, env: { API2_URL: 'http://127.0.0.1:18250' } };
-    rows.push(await grow('api', server, `/books?limit=${limit}`, CONNECTIONS));
+    rows.push(await measureAt('api', server, `/books?limit=${limit}`, CONNECTIONS));
   }
-  await end(api2);
+  await kill(api2);
   return rows;
 }
 
@@ -163,15 +163,15 @@ async function post(title) {
   });
 }
 
-async function grow(name, server, path, connections) {
+async function measureAt(name, server, path, connections) {
   const child = startServer(server);
   const url = `http://127.0.0.1:${server.port}`;
-  await ready(`${url}/hello`);
+  await waitUntilReady(`${url}/hello`);
   await load(url + path, CONNECTIONS, WARM_UP_SECONDS);
   const rounds = [];
   for (let i = 0; i < 3; i++) rounds.push(await load(url + path, connections, SECONDS));
   const peak = memoryMiB(child, 'VmHWM');
-  await end(child);
+  await kill(child);
   const figure = (name) => medianOf({ rounds }, (round) => round[name]);
   return {
     name,
@@ -179,48 +179,48 @@ async function grow(name, server, path, connections) {
     connections,
     perSecond: figure('perSecond'),
     p99: figure('p99'),
-    settledMs: figure('settledMs'),
+    firstResponsesMs: figure('firstResponsesMs'),
     failed: rounds.reduce((sum, { failed }) => sum + failed, 0),
     peak,
   };
 }
 
-const whole = (value) => Math.round(value).toLocaleString('en');
+const rounded = (value) => Math.round(value).toLocaleString('en');
 const medianOf = ({ rounds }, figure) => median(rounds.map(figure));
 const perSecondOf = (server) => medianOf(server, ({ full }) => full.perSecond);
 const named = (name) => SERVERS.find((server) => server.name.startsWith(name));
 
 function comparison() {
-  const own = perSecondOf(named('api'));
+  const apiPerSecond = perSecondOf(named('api'));
   return SERVERS.map((server) => [
     server.name,
-    whole(perSecondOf(server)),
-    (own / perSecondOf(server)).toFixed(2),
+    rounded(perSecondOf(server)),
+    (apiPerSecond / perSecondOf(server)).toFixed(2),
     medianOf(server, ({ full }) => full.p50).toFixed(2),
     medianOf(server, ({ full }) => full.p99).toFixed(2),
     medianOf(server, ({ quarter }) => quarter.p50).toFixed(2),
     medianOf(server, ({ quarter }) => quarter.p99).toFixed(2),
-    whole(medianOf(server, ({ idle }) => idle)),
-    whole(medianOf(server, ({ peak }) => peak)),
-    whole(medianOf(server, ({ startMs }) => startMs)),
+    rounded(medianOf(server, ({ idle }) => idle)),
+    rounded(medianOf(server, ({ peak }) => peak)),
+    rounded(medianOf(server, ({ startMs }) => startMs)),
     server.rounds.reduce((sum, { full, quarter }) => sum + full.failed + quarter.failed, 0),
   ]);
 }
 
-function aims() {
+function goals() {
   const ratio = (one, other) => perSecondOf(named(one)) / perSecondOf(named(other));
   const api = named('api');
   const bare = named('Express 5 + undici');
-  const [own, other] = [api, bare].map((server) => medianOf(server, ({ quarter }) => quarter.p99));
-  const apart = own - other;
+  const [apiP99, bareP99] = [api, bare].map((server) => medianOf(server, ({ quarter }) => quarter.p99));
+  const difference = apiP99 - bareP99;
   return [
     ['api ÷ Express 5 + undici', ratio('api', 'Express 5 + undici').toFixed(2), '≥ 0.8'],
     ['api ÷ Fastify + reply-from', ratio('api', 'Fastify').toFixed(2), '≥ 1.15'],
     ['api ÷ the tutorial program', ratio('api', 'Express 4').toFixed(2), '≥ 2.2'],
-    ['api with collapsing ÷ node:http + undici', ratio('api, COLLAPSE', 'node:http').toFixed(2), '≥ 1.3'],
-    ['p99 at a quarter of full load, api − Express 5 + undici', `${apart.toFixed(2)} ms`, '≤ 1 ms'],
-    ['idle memory of api', `${whole(medianOf(api, ({ idle }) => idle))} MiB`, '≤ 90 MiB'],
-    ['start to ready of api', `${whole(medianOf(api, ({ startMs }) => startMs))} ms`, '≤ 300 ms'],
+    ['api with COLLAPSE=on ÷ node:http + undici', ratio('api, COLLAPSE', 'node:http').toFixed(2), '≥ 1.3'],
+    ['p99 at quarter load, api − Express 5 + undici', `${difference.toFixed(2)} ms`, '≤ 1 ms'],
+    ['idle memory of api', `${rounded(medianOf(api, ({ idle }) => idle))} MiB`, '≤ 90 MiB'],
+    ['startup time of api', `${rounded(medianOf(api, ({ startMs }) => startMs))} ms`, '≤ 300 ms'],
   ];
 }
 
@@ -238,22 +238,22 @@ function versions() {
 process.once('exit', () => {
   for (const child of running) child.kill('SIGKILL');
 });
-// This process reads the servers' logs.
+// This process reads the logs of the servers, so it must not run on their core.
 if (isPinned) execFileSync('taskset', ['-cp', '1', String(process.pid)]);
 start(1, ['next-hop.js'], { PORT: String(NEXT_HOP_PORT) });
 await compare();
-const rows = await growth();
+const rows = await measureScaling();
 const text = `# Results
 
-${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.versions.node}; ${isPinned ? 'the server on one core, load and next hop on another' : 'not pinned to cores'}. ${CONNECTIONS} connections, medians of ${ROUNDS} interleaved rounds, each in a process of its own: ${WARM_UP_SECONDS} s to warm up, ${SECONDS} s at full load, ${SECONDS} s at a quarter. A quarter is a steady load of a quarter of what the program itself does at most. Latencies in ms, memory in MiB.
+${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.versions.node}; ${isPinned ? 'the server on one core, load and next hop on another' : 'not pinned to cores'}. ${CONNECTIONS} connections, medians of ${ROUNDS} interleaved rounds, each in a new process: ${WARM_UP_SECONDS} s of warm-up, ${SECONDS} s at full load, ${SECONDS} s at quarter load. Quarter load is a constant rate of a quarter of the program's own maximum. Latencies in ms, memory in MiB.
 
-${table(['program', 'requests/s', 'api ÷ it', 'p50', 'p99', 'p50 at a quarter', 'p99 at a quarter', 'memory idle', 'peak', 'start to ready, ms', 'failed'], comparison())}
+${table(['program', 'requests/s', 'api ÷ program', 'p50', 'p99', 'p50 at quarter load', 'p99 at quarter load', 'idle memory', 'peak memory', 'startup, ms', 'failed'], comparison())}
 
-${table(['figure', 'measured', 'aim'], aims())}
+${table(['figure', 'measured', 'goal'], goals())}
 
-## Growth
+## Scaling
 
-Cost is that of a request, in those at 64 connections. All answered: from the first connection's begin until each had its first answer, ms; what follows is counted from then on.
+Relative cost is the cost of a request compared with the cost at 64 connections. First responses is the time, in ms, from the start until every connection has had its first response; measuring starts then.
 
 ${table(
   [
@@ -261,21 +261,21 @@ ${table(
     'path',
     'connections',
     'requests/s',
-    'cost',
+    'relative cost',
     'p99',
-    'all answered',
-    'memory at its peak',
+    'first responses',
+    'peak memory',
     'failed',
   ],
-  rows.map(({ name, path, connections, perSecond, cost, p99, settledMs, peak, failed }) => [
+  rows.map(({ name, path, connections, perSecond, cost, p99, firstResponsesMs, peak, failed }) => [
     name,
     `\`${path}\``,
     connections,
-    whole(perSecond),
+    rounded(perSecond),
     cost?.toFixed(2) ?? '',
     p99.toFixed(1),
-    whole(settledMs),
-    whole(peak),
+    rounded(firstResponsesMs),
+    rounded(peak),
     failed,
   ]),
 )}

@@ -1,40 +1,39 @@
 import express, { type Express, type Router } from 'express';
 import { pino } from 'pino';
-import type { Metrics } from './metrics';
-import { answerProblem, methodNotAllowed, notFound } from './problem';
-import { Traffic } from './traffic';
+import { methodNotAllowed, notFound, problemHandler } from './http/problem';
+import type { Metrics } from './telemetry/metrics';
+import { Traffic } from './telemetry/traffic';
 
-/** Whether a service wants traffic: not before it listens, not once it stops, not without what it needs. */
+/** Whether a service accepts traffic: after it started to listen, until it stops, while its dependencies are available. */
 export class Readiness {
-  isReady = false;
+  isAcceptingTraffic = false;
 
-  constructor(readonly hasWhatItNeeds: () => Promise<boolean> = async () => true) {}
+  constructor(readonly areDependenciesReady: () => Promise<boolean> = async () => true) {}
 
   async status(): Promise<'ok' | 'stopping' | 'waiting'> {
-    if (!this.isReady) return 'stopping';
-    return (await this.hasWhatItNeeds()) ? 'ok' : 'waiting';
+    if (!this.isAcceptingTraffic) return 'stopping';
+    return (await this.areDependenciesReady()) ? 'ok' : 'waiting';
   }
 }
 
-/** Traffic for the admin port: its requests are neither logged nor counted. */
+/** Traffic of the admin port: its requests are neither logged nor counted. */
 export function unloggedTraffic() {
   return new Traffic({ log: pino({ level: 'silent' }) });
 }
 
 /**
- * The app of the admin port: `/livez` says that the process works, `/readyz` that it wants traffic,
- * `/metrics` gives the Prometheus exposition; `routes` are a service's own.
- * Probes write no log lines.
+ * Creates the app of the admin port: `/livez` (the process works), `/readyz` (it accepts traffic), `/metrics`
+ * (for Prometheus), and the service's own `routes`. Its requests are not logged.
  */
 export function createAdminApp(readiness: Readiness, metrics: Metrics, routes?: Router): Express {
   const app = express();
   app.disable('x-powered-by').disable('etag');
   app.use(unloggedTraffic().record());
-  const only = methodNotAllowed('GET', 'HEAD');
+  const getOnly = methodNotAllowed('GET', 'HEAD');
   app
     .route('/livez')
     .get((_req, res) => void res.type('text/plain').send('ok\n'))
-    .all(only);
+    .all(getOnly);
   app
     .route('/readyz')
     .get(async (_req, res) => {
@@ -44,15 +43,15 @@ export function createAdminApp(readiness: Readiness, metrics: Metrics, routes?: 
         .type('text/plain')
         .send(`${status}\n`);
     })
-    .all(only);
+    .all(getOnly);
   app
     .route('/metrics')
     .get(
       async (_req, res) => void res.type(metrics.registry.contentType).end(await metrics.registry.metrics()),
     )
-    .all(only);
+    .all(getOnly);
   if (routes) app.use(routes);
   app.use(notFound());
-  app.use(answerProblem());
+  app.use(problemHandler());
   return app;
 }

@@ -2,7 +2,7 @@ import type { Env } from '../chassis/settings';
 import { readSettings as readApi } from './api/settings';
 import { readSettings as readApi2 } from './api2/settings';
 
-test('an empty environment gives the defaults', () => {
+test('an empty environment results in the defaults', () => {
   expect(readApi({})).toEqual({
     host: '0.0.0.0',
     port: 8080,
@@ -11,19 +11,17 @@ test('an empty environment gives the defaults', () => {
     logFormat: 'json',
     drainMs: 0,
     shutdownTimeoutMs: 10_000,
-    api2: { origin: 'http://api2:8080', timeoutMs: 2000, connections: 64, collapse: false },
+    api2: { origin: 'http://api2:8080', timeoutMs: 2000, connections: 64 },
+    collapse: false,
     maxInFlight: 1024,
+    externalPath: '/Courses/Learn-Node/http/data.json',
     external: {
       origin: 'https://static-assets.codecademy.com',
-      path: '/Courses/Learn-Node/http/data.json',
       timeoutMs: 5000,
       connections: 16,
-      lookupEveryMs: 30_000,
-      passesOn: false,
-      collapse: true,
-      proxyUrl: undefined,
-      noProxy: undefined,
+      lookupIntervalMs: 30_000,
     },
+    proxy: { proxyUrl: undefined, noProxy: undefined },
   });
   expect(readApi2({})).toMatchObject({
     port: 8080,
@@ -34,21 +32,21 @@ test('an empty environment gives the defaults', () => {
   });
 });
 
-test('an empty variable counts as one that is not set', () => {
+test('an empty variable is treated as not set', () => {
   expect(readApi({ PORT: '', API2_URL: '' })).toEqual(readApi({}));
 });
 
 test.each<[string, Env, object]>([
   [
-    'a trailing slash of an origin goes',
+    'a trailing slash of an origin is removed',
     { API2_URL: 'http://api2.default/' },
     { api2: { origin: 'http://api2.default' } },
   ],
-  ['port 0 is any free one, for both', { PORT: '0', ADMIN_PORT: '0' }, { port: 0, adminPort: 0 }],
+  ['port 0 is valid for both ports', { PORT: '0', ADMIN_PORT: '0' }, { port: 0, adminPort: 0 }],
   [
     'https_proxy and no_proxy are read',
     { https_proxy: 'http://lower:1', no_proxy: 'lower' },
-    { external: { proxyUrl: 'http://lower:1', noProxy: 'lower' } },
+    { proxy: { proxyUrl: 'http://lower:1', noProxy: 'lower' } },
   ],
   [
     'lowercase names take precedence over uppercase names',
@@ -58,12 +56,12 @@ test.each<[string, Env, object]>([
       no_proxy: 'lower',
       NO_PROXY: 'upper',
     },
-    { external: { proxyUrl: 'http://lower:1', noProxy: 'lower' } },
+    { proxy: { proxyUrl: 'http://lower:1', noProxy: 'lower' } },
   ],
   [
     'uppercase names are used when the lowercase variables are empty',
     { https_proxy: '', HTTPS_PROXY: 'http://upper:1', no_proxy: '', NO_PROXY: 'upper' },
-    { external: { proxyUrl: 'http://upper:1', noProxy: 'upper' } },
+    { proxy: { proxyUrl: 'http://upper:1', noProxy: 'upper' } },
   ],
   [
     'the fallback of api2 has the port of its URL',
@@ -75,8 +73,8 @@ test.each<[string, Env, object]>([
     { API2_URL: 'http://api2-pods', API2_FALLBACK_HOST: 'api2' },
     { api2Fallback: { host: 'api2', port: 80 } },
   ],
-  ['on is true', { COLLAPSE: 'on' }, { api2: { collapse: true } }],
-])('%s', (_what, env, settings) => {
+  ['the value on enables a setting', { COLLAPSE: 'on' }, { collapse: true }],
+])('%s', (_description, env, settings) => {
   expect(readApi(env)).toMatchObject(settings);
 });
 
@@ -86,7 +84,7 @@ test.each([
   ['PORT', '80.5', 'a whole number'],
   ['PORT', '1e3', 'a whole number'],
   ['PORT', ' 80', 'a whole number'],
-  ['PORT', '9090', 'another port than PORT'],
+  ['PORT', '9090', 'a port other than PORT'],
   ['HOST', 'a b', 'an IP address or a host name'],
   ['LOG_LEVEL', 'loud', 'one of fatal, error, warn'],
   ['DRAIN_MS', '2147483648', 'a whole number from 0 to 2147483647'],
@@ -108,19 +106,19 @@ test.each([
   ['OTEL_BSP_SCHEDULE_DELAY', 'abc', 'a whole number from 1'],
   ['HTTPS_PROXY', 'socks://a', 'a URL such as http://proxy:3128'],
   ['https_proxy', 'socks://a', 'a URL such as http://proxy:3128'],
-])('%s=%s is refused, naming what was expected', (name, value, expected) => {
-  const named = name === 'PORT' && value === '9090' ? 'ADMIN_PORT' : name;
-  expect(() => readApi({ [name]: value })).toThrow(`${named}: expected ${expected}`);
+])('%s=%s is rejected with the expected value', (name, value, expected) => {
+  const reported = name === 'PORT' && value === '9090' ? 'ADMIN_PORT' : name;
+  expect(() => readApi({ [name]: value })).toThrow(`${reported}: expected ${expected}`);
 });
 
-test('every wrong variable is named in one message, and no password is repeated', () => {
+test('one message lists every invalid variable and contains no password', () => {
   const read = () =>
     readApi2({ PORT: 'x', LOG_LEVEL: 'y', FAULTS: 'z', DATABASE_URL: 'mysql://user:secret@host' });
   expect(read).toThrow(/PORT.*\n.*LOG_LEVEL.*\n.*DATABASE_URL.*\n.*FAULTS/);
   expect(read).not.toThrow(/secret/);
 });
 
-test('an invalid https_proxy is reported under that name, without the password in it', () => {
+test('an invalid https_proxy is reported by that name, without its password', () => {
   const read = () => readApi({ https_proxy: 'socks://user:secret@proxy' });
   expect(read).toThrow(/^ *https_proxy: expected a URL/m);
   expect(read).not.toThrow(/secret/);

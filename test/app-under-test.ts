@@ -1,7 +1,9 @@
 import { Writable } from 'node:stream';
+import { NextHop, type NextHopOptions } from 'next-hop';
 import pino from 'pino';
-import { NextHop, type NextHopOptions } from '../chassis/next-hop/client';
-import { Traffic } from '../chassis/traffic';
+import { nextHopObserver } from '../chassis/telemetry/next-hop-observer';
+import type { RequestRecord } from '../chassis/telemetry/request-record';
+import { Traffic } from '../chassis/telemetry/traffic';
 import { createApp } from '../services/api/app';
 
 export interface LogLine {
@@ -10,8 +12,8 @@ export interface LogLine {
   [field: string]: unknown;
 }
 
-/** A logger whose lines a test can read. */
-export function logToArray() {
+/** A logger that keeps its lines for the test to inspect. */
+export function captureLog() {
   const lines: LogLine[] = [];
   const stream = new Writable({
     write(chunk, _encoding, done) {
@@ -23,30 +25,35 @@ export function logToArray() {
   return { log, lines, completed: () => lines.filter((line) => line.msg === 'request completed') };
 }
 
-/** api as it is built for production, over the given next hop. */
-export function apiOver(
+export type TestNextHopOptions = NextHopOptions<RequestRecord> & { collapse?: boolean };
+
+/** Builds api as in production, with `origin` as api2 and as the external API. */
+export function createTestApi(
   origin: string,
-  options: Partial<NextHopOptions> = {},
+  options: TestNextHopOptions = {},
   maxInFlight = 1024,
-  externalOptions: Partial<NextHopOptions> = {},
+  externalOptions: TestNextHopOptions = {},
 ) {
-  const { log, lines, completed } = logToArray();
-  const api2 = new NextHop({ name: 'api2', origin, timeoutMs: 400, connections: 64, log, ...options });
-  const external = new NextHop({
+  const { log, lines, completed } = captureLog();
+  const { collapse = false, ...api2Options } = options;
+  const api2 = new NextHop<RequestRecord>(origin, {
+    name: 'api2',
+    timeoutMs: 400,
+    observer: nextHopObserver({ name: 'api2', log }),
+    ...api2Options,
+  });
+  const external = new NextHop<RequestRecord>(origin, {
     name: 'external',
-    origin,
     timeoutMs: 400,
     connections: 4,
-    passesOn: false,
-    collapse: true,
-    log,
+    observer: nextHopObserver({ name: 'external', log, propagatesTrace: false }),
     ...externalOptions,
   });
   const traffic = new Traffic({ log });
-  const app = createApp({ traffic, log, api2, external, externalPath: '/data.json', maxInFlight });
-  const completedByNow = () => {
-    traffic.logEnded();
+  const app = createApp({ traffic, log, api2, external, collapse, externalPath: '/data.json', maxInFlight });
+  const flushCompleted = () => {
+    traffic.flushLogLines();
     return completed();
   };
-  return { app, api2, external, lines, completed: completedByNow };
+  return { app, api2, external, lines, completed: flushCompleted };
 }

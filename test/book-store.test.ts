@@ -3,15 +3,15 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { request } from 'undici';
-import { type Program, runToEnd, startedPrograms } from './programs';
+import { type Program, programStarter, runUntilExit } from './programs';
 
-const started = startedPrograms();
+const startProgram = programStarter();
 let folder = '';
 let file = '';
 
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), 'onehop-'));
-  file = join(folder, 'made', 'for', 'it', 'books.db');
+  file = join(folder, 'new', 'nested', 'folder', 'books.db');
 });
 
 afterEach(() => rmSync(folder, { recursive: true }));
@@ -36,16 +36,16 @@ async function titles({ url }: Program) {
   return found;
 }
 
-test('200 books whose 201 was sent survive kill -9', async () => {
-  const api2 = await started('api2', { DATABASE_FILE: file });
+test('200 acknowledged books survive kill -9', async () => {
+  const api2 = await startProgram('api2', { DATABASE_FILE: file });
   for (let i = 0; i < 200; i++) expect((await post(api2, `Volume ${i}`)).status).toBe(201);
   await api2.stop('SIGKILL');
-  const again = await started('api2', { DATABASE_FILE: file });
-  expect(await titles(again)).toEqual(Array.from({ length: 200 }, (_, i) => `Volume ${i}`));
+  const restarted = await startProgram('api2', { DATABASE_FILE: file });
+  expect(await titles(restarted)).toEqual(Array.from({ length: 200 }, (_, i) => `Volume ${i}`));
 });
 
-test('posts under way when it is killed are whole or not there, and those acknowledged are', async () => {
-  const api2 = await started('api2', { DATABASE_FILE: file });
+test('kill -9 during 200 parallel posts: every acknowledged book is stored', async () => {
+  const api2 = await startProgram('api2', { DATABASE_FILE: file });
   const acknowledged: string[] = [];
   const posts = Array.from({ length: 200 }, async (_, i) => {
     if ((await post(api2, `Volume ${i}`)).status === 201) acknowledged.push(`Volume ${i}`);
@@ -53,52 +53,52 @@ test('posts under way when it is killed are whole or not there, and those acknow
   });
   await Promise.allSettled(posts);
   expect(acknowledged.length).toBeGreaterThanOrEqual(50);
-  const kept = await titles(await started('api2', { DATABASE_FILE: file }));
-  expect(kept).toEqual(expect.arrayContaining(acknowledged));
+  const stored = await titles(await startProgram('api2', { DATABASE_FILE: file }));
+  expect(stored).toEqual(expect.arrayContaining(acknowledged));
 });
 
-test('four processes that begin on one fresh file at once, 200 parallel posts: none lost, no 5xx', async () => {
-  const all = await Promise.all([1, 2, 3, 4].map(() => started('api2', { DATABASE_FILE: file })));
-  const posts = Array.from({ length: 200 }, (_, i) => post(all[i % 4] as Program, `Volume ${i}`));
-  const answers = await Promise.all(posts);
-  expect(answers.filter(({ status }) => status !== 201)).toEqual([]);
-  expect(new Set(answers.map(({ book }) => book.id)).size).toBe(200);
-  for (const one of all) expect(new Set(await titles(one)).size).toBe(200);
+test('four processes that open one new file at once store 200 parallel posts without a loss or a 5xx', async () => {
+  const programs = await Promise.all([1, 2, 3, 4].map(() => startProgram('api2', { DATABASE_FILE: file })));
+  const posts = Array.from({ length: 200 }, (_, i) => post(programs[i % 4] as Program, `Volume ${i}`));
+  const responses = await Promise.all(posts);
+  expect(responses.filter(({ status }) => status !== 201)).toEqual([]);
+  expect(new Set(responses.map(({ book }) => book.id)).size).toBe(200);
+  for (const program of programs) expect(new Set(await titles(program)).size).toBe(200);
 });
 
-test('twenty parallel posts with one key over two processes: one book, and after a restart too', async () => {
-  const two = [
-    await started('api2', { DATABASE_FILE: file }),
-    await started('api2', { DATABASE_FILE: file }),
+test('twenty parallel posts with one key to two processes create one book, also after a restart', async () => {
+  const programs = [
+    await startProgram('api2', { DATABASE_FILE: file }),
+    await startProgram('api2', { DATABASE_FILE: file }),
   ];
-  const answers = await Promise.all(
-    Array.from({ length: 20 }, (_, i) => post(two[i % 2] as Program, 'Once', 'key')),
+  const responses = await Promise.all(
+    Array.from({ length: 20 }, (_, i) => post(programs[i % 2] as Program, 'Once', 'key')),
   );
-  expect(new Set(answers.map(({ status, book }) => `${status} ${JSON.stringify(book)}`)).size).toBe(1);
-  for (const one of two) await one.stop();
-  const again = await started('api2', { DATABASE_FILE: file });
-  expect(await post(again, 'Once', 'key')).toEqual(answers[0]);
-  expect(await post(again, 'Other', 'key')).toMatchObject({ status: 422 });
-  expect(await titles(again)).toEqual(['Once']);
+  expect(new Set(responses.map(({ status, book }) => `${status} ${JSON.stringify(book)}`)).size).toBe(1);
+  for (const program of programs) await program.stop();
+  const restarted = await startProgram('api2', { DATABASE_FILE: file });
+  expect(await post(restarted, 'Once', 'key')).toEqual(responses[0]);
+  expect(await post(restarted, 'Other', 'key')).toMatchObject({ status: 422 });
+  expect(await titles(restarted)).toEqual(['Once']);
 });
 
-test('a key is remembered for a day, and not longer', async () => {
-  const api2 = await started('api2', { DATABASE_FILE: file });
+test('an idempotency key expires after 24 hours', async () => {
+  const api2 = await startProgram('api2', { DATABASE_FILE: file });
   const first = await post(api2, 'Once', 'key');
   const db = new DatabaseSync(file, { timeout: 5000 });
-  const age = (hours: number) =>
+  const ageKeys = (hours: number) =>
     db.exec(`UPDATE idempotency_keys SET used_at = used_at - ${hours} * 3600 * 1000`);
-  age(23);
+  ageKeys(23);
   expect(await post(api2, 'Once', 'key')).toEqual(first);
-  age(2);
+  ageKeys(2);
   expect((await post(api2, 'Once', 'key')).book.id).not.toBe(first.book.id);
   expect(db.prepare('PRAGMA journal_mode').get()).toEqual({ journal_mode: 'wal' });
   expect(db.prepare('SELECT count(*) AS keys FROM idempotency_keys').get()).toEqual({ keys: 1 });
   db.close();
 });
 
-test('a database that another process holds locked: 503 with Retry-After, and it goes on afterwards', async () => {
-  const api2 = await started('api2', { DATABASE_FILE: file });
+test('responds 503 with Retry-After while another process locks the database, and recovers after it', async () => {
+  const api2 = await startProgram('api2', { DATABASE_FILE: file });
   const db = new DatabaseSync(file);
   db.exec('BEGIN IMMEDIATE');
   const { statusCode, headers, body } = await request(`${api2.url}/books`, {
@@ -116,18 +116,18 @@ test('a database that another process holds locked: 503 with Retry-After, and it
 
 test.each([
   ['is a folder', () => folder],
-  ['is in a folder that cannot be made', () => join(file, 'x')],
-  ['is no database', () => join(folder, 'text')],
-  ['is of a newer version', () => join(folder, 'newer.db')],
-])('a DATABASE_FILE that %s: one clear message, and it exits 1', async (_what, path) => {
-  writeFileSync(join(folder, 'text'), 'no database, but long enough to be taken for one? '.repeat(20));
-  writeFileSync(join(folder, 'made'), '');
+  ['is in a folder that cannot be created', () => join(file, 'x')],
+  ['is not a database', () => join(folder, 'text')],
+  ['has a newer schema version', () => join(folder, 'newer.db')],
+])('exits 1 with one clear message if DATABASE_FILE %s', async (_case, path) => {
+  writeFileSync(join(folder, 'text'), 'not a database, but longer than the header of one. '.repeat(20));
+  writeFileSync(join(folder, 'new'), '');
   const newer = new DatabaseSync(join(folder, 'newer.db'));
   newer.exec('PRAGMA user_version = 99');
   newer.close();
-  const { code, output } = await runToEnd('api2', { DATABASE_FILE: path(), PORT: '0', ADMIN_PORT: '0' });
+  const { code, output } = await runUntilExit('api2', { DATABASE_FILE: path(), PORT: '0', ADMIN_PORT: '0' });
   expect(code).toBe(1);
   expect(output).toMatch(
-    /^Wrong settings:\n {2}DATABASE_FILE: expected a SQLite file that can be written: .+\n$/,
+    /^Invalid configuration:\n {2}DATABASE_FILE: expected a writable SQLite file: .+\n$/,
   );
 });

@@ -1,7 +1,7 @@
 import { request } from 'undici';
-import { describeBooks, startBooks, stopBooks } from './books-suite';
+import { describeBooksApi, startBookServices, stopBookServices } from './books-suite';
 import { Postgres } from './postgres';
-import { type Program, startedPrograms } from './programs';
+import { type Program, programStarter } from './programs';
 
 let postgres: Postgres;
 
@@ -13,87 +13,87 @@ beforeAll(async () => {
 
 afterAll(() => postgres.remove());
 
-describe('the same answers as SQLite gives', () => {
+describe('responds as it does with SQLite', () => {
   beforeAll(async () =>
-    startBooks({ behind: { DATABASE_URL: await postgres.database('suite') }, direct: {} }),
+    startBookServices({ behindApi: { DATABASE_URL: await postgres.createDatabase('suite') }, direct: {} }),
   );
-  afterAll(stopBooks);
+  afterAll(stopBookServices);
 
-  describeBooks();
+  describeBooksApi();
 });
 
-describe('several processes', () => {
-  const started = startedPrograms();
+describe('processes that share a database', () => {
+  const startProgram = programStarter();
   let databases = 0;
   let url = '';
 
   beforeEach(async () => {
-    url = await postgres.database(`several_${++databases}`);
+    url = await postgres.createDatabase(`several_${++databases}`);
   });
 
-  const api2 = () => started('api2', { DATABASE_URL: url });
+  const startApi2 = () => startProgram('api2', { DATABASE_URL: url });
 
-  test('that begin on a fresh database at once all become ready, and 200 parallel posts: none lost, no 5xx', async () => {
-    const all = await Promise.all([1, 2, 3].map(api2));
-    const answers = await Promise.all(
-      Array.from({ length: 200 }, (_, i) => post(all[i % 3] as Program, `Volume ${i}`)),
+  test('three processes that open a new database at once become ready and store 200 parallel posts without a loss or a 5xx', async () => {
+    const programs = await Promise.all([1, 2, 3].map(startApi2));
+    const responses = await Promise.all(
+      Array.from({ length: 200 }, (_, i) => post(programs[i % 3] as Program, `Volume ${i}`)),
     );
-    expect(answers.filter(({ status }) => status !== 201)).toEqual([]);
+    expect(responses.filter(({ status }) => status !== 201)).toEqual([]);
     expect(await count(url)).toBe(200);
   });
 
-  test('twenty parallel posts with one key over two: one book', async () => {
-    const two = await Promise.all([api2(), api2()]);
-    const answers = await Promise.all(
-      Array.from({ length: 20 }, (_, i) => post(two[i % 2] as Program, 'Once', 'key')),
+  test('twenty parallel posts with one key to two processes create one book', async () => {
+    const programs = await Promise.all([startApi2(), startApi2()]);
+    const responses = await Promise.all(
+      Array.from({ length: 20 }, (_, i) => post(programs[i % 2] as Program, 'Once', 'key')),
     );
-    expect(new Set(answers.map(({ status, text }) => `${status} ${text}`)).size).toBe(1);
-    expect(answers[0]?.status).toBe(201);
+    expect(new Set(responses.map(({ status, text }) => `${status} ${text}`)).size).toBe(1);
+    expect(responses[0]?.status).toBe(201);
     expect(await count(url)).toBe(1);
   });
 
-  test('a key is remembered for a day, and not longer', async () => {
-    const one = await api2();
-    const first = await post(one, 'Once', 'key');
-    const age = (hours: number) =>
+  test('an idempotency key expires after 24 hours', async () => {
+    const api2 = await startApi2();
+    const first = await post(api2, 'Once', 'key');
+    const ageKeys = (hours: number) =>
       postgres.query(
         `UPDATE idempotency_keys SET used_at = used_at - interval '${hours} hours'`,
         url.split('/').at(-1),
       );
-    await age(23);
-    expect(await post(one, 'Once', 'key')).toEqual(first);
-    await age(2);
-    expect((await post(one, 'Once', 'key')).text).not.toBe(first.text);
+    await ageKeys(23);
+    expect(await post(api2, 'Once', 'key')).toEqual(first);
+    await ageKeys(2);
+    expect((await post(api2, 'Once', 'key')).text).not.toBe(first.text);
   });
 
-  test('a book whose 201 was sent survives kill -9', async () => {
-    const one = await api2();
-    for (let i = 0; i < 50; i++) expect((await post(one, `Volume ${i}`)).status).toBe(201);
-    await one.stop('SIGKILL');
+  test('acknowledged books survive kill -9', async () => {
+    const api2 = await startApi2();
+    for (let i = 0; i < 50; i++) expect((await post(api2, `Volume ${i}`)).status).toBe(201);
+    await api2.stop('SIGKILL');
     expect(await count(url)).toBe(50);
   });
 
-  test('a change that somebody else waits for is seen by his If-Match', async () => {
-    const one = await api2();
-    await post(one, 'Emma');
-    const { headers, body } = await request(`${one.url}/books/1`);
+  test('ten parallel PUTs with the same If-Match: one succeeds, nine get 412', async () => {
+    const api2 = await startApi2();
+    await post(api2, 'Emma');
+    const { headers, body } = await request(`${api2.url}/books/1`);
     await body.dump();
     const puts = await Promise.all(
-      Array.from({ length: 10 }, (_, i) => put(one, `Version ${i}`, String(headers.etag))),
+      Array.from({ length: 10 }, (_, i) => put(api2, `Version ${i}`, String(headers.etag))),
     );
     expect(puts.filter((status) => status === 200)).toHaveLength(1);
     expect(puts.filter((status) => status === 412)).toHaveLength(9);
   });
 
-  test('the database dies under load: 503 with Retry-After and not ready, and back it goes on; nothing acknowledged is lost', async () => {
-    const one = await api2();
-    expect(await readiness(one)).toBe('200 ok\n');
+  test('while the database is down: 503 with Retry-After and not ready; recovers without losing an acknowledged book', async () => {
+    const api2 = await startApi2();
+    expect(await readiness(api2)).toBe('200 ok\n');
     const acknowledged: string[] = [];
     const statuses = new Set<number>();
-    let isOver = false;
+    let isDone = false;
     const writers = Array.from({ length: 8 }, async (_, writer) => {
-      for (let i = 0; !isOver; i++) {
-        const { status } = await post(one, `Volume ${writer}-${i}`);
+      for (let i = 0; !isDone; i++) {
+        const { status } = await post(api2, `Volume ${writer}-${i}`);
         statuses.add(status);
         if (status === 201) acknowledged.push(`Volume ${writer}-${i}`);
       }
@@ -101,36 +101,36 @@ describe('several processes', () => {
     await sleep(300);
     await postgres.stop();
     await sleep(300);
-    const refused = await post(one, 'while it is away');
+    const refused = await post(api2, 'while the database is down');
     expect(refused).toMatchObject({ status: 503, retryAfter: '1' });
     expect(JSON.parse(refused.text)).toMatchObject({ code: 'database_unavailable' });
     expect(refused.text).not.toMatch(/127\.0\.0\.1|ECONN/);
-    expect(await readiness(one)).toBe('503 waiting\n');
-    expect((await request(`${one.url}/respond`)).statusCode).toBe(200);
+    expect(await readiness(api2)).toBe('503 waiting\n');
+    expect((await request(`${api2.url}/respond`)).statusCode).toBe(200);
     await postgres.start();
-    for (let i = 0; i < 100 && (await readiness(one)) !== '200 ok\n'; i++) await sleep(50);
+    for (let i = 0; i < 100 && (await readiness(api2)) !== '200 ok\n'; i++) await sleep(50);
     await sleep(300);
-    isOver = true;
+    isDone = true;
     await Promise.all(writers);
     expect([...statuses].sort()).toEqual([201, 503]);
-    const kept = (await postgres.query('SELECT title FROM books', url.split('/').at(-1))).map(
+    const stored = (await postgres.query('SELECT title FROM books', url.split('/').at(-1))).map(
       ({ title }) => title,
     );
-    expect(kept).toEqual(expect.arrayContaining(acknowledged));
+    expect(stored).toEqual(expect.arrayContaining(acknowledged));
     expect(acknowledged.length).toBeGreaterThan(20);
-    expect(await one.stop()).toBe(0);
+    expect(await api2.stop()).toBe(0);
   });
 
-  test('a database that is not there at the start: it starts, is not ready, and becomes it', async () => {
+  test('starts without a database, and becomes ready when the database starts', async () => {
     await postgres.stop();
-    const one = await api2();
-    for (let i = 0; i < 3; i++) expect(await readiness(one)).toBe('503 waiting\n');
+    const api2 = await startApi2();
+    for (let i = 0; i < 3; i++) expect(await readiness(api2)).toBe('503 waiting\n');
     await postgres.start();
-    expect(await readiness(one)).toBe('200 ok\n');
-    expect((await post(one, 'Emma')).status).toBe(201);
-    expect(await one.stop()).toBe(0);
-    expect(one.lines().filter(({ msg }) => msg === 'database not usable')).toMatchObject([
-      { level: 'warn', err: { type: 'StoreUnavailable' } },
+    expect(await readiness(api2)).toBe('200 ok\n');
+    expect((await post(api2, 'Emma')).status).toBe(201);
+    expect(await api2.stop()).toBe(0);
+    expect(api2.lines().filter(({ msg }) => msg === 'database unavailable')).toMatchObject([
+      { level: 'warn', err: { type: 'StoreUnavailableError' } },
     ]);
   });
 });

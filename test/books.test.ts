@@ -1,6 +1,6 @@
-import { describeBooks, startBooks, stopBooks } from './books-suite';
+import { describeBooksApi, startBookServices, stopBookServices } from './books-suite';
 
-beforeAll(() => startBooks({ behind: {}, direct: {} }));
-afterAll(stopBooks);
+beforeAll(() => startBookServices({ behindApi: {}, direct: {} }));
+afterAll(stopBookServices);
 
-describeBooks();
+describeBooksApi();

@@ -16,33 +16,33 @@ async function hello() {
   return { status: statusCode, text: await body.text(), headers, ms: performance.now() - startedMs };
 }
 
-async function until(status: number, withinMs: number) {
+async function waitForStatus(status: number, withinMs: number) {
   const deadlineMs = performance.now() + withinMs;
   let last = await hello();
   while (last.status !== status && performance.now() < deadlineMs) last = await hello();
   expect(last.status).toBe(status);
 }
 
-test('api answers before api2 exists, with the 500', async () => {
+test('api responds 500 before api2 exists', async () => {
   await stack.compose('up', '--build', '--detach', '--wait', 'api');
   expect(await hello()).toMatchObject({ status: 500, text: 'Internal error contacting api2' });
 }, 300_000);
 
-test('the whole stack becomes healthy and says hello; api is not restarted', async () => {
+test('the stack becomes healthy and /hello returns 200', async () => {
   await stack.compose('up', '--build', '--detach', '--wait');
-  await until(200, 3000);
-  const answer = await hello();
-  expect(answer).toMatchObject({ status: 200, text: 'Hello World!' });
-  expect(answer.headers['x-request-id']).toMatch(/^[\w.-]+$/);
+  await waitForStatus(200, 3000);
+  const response = await hello();
+  expect(response).toMatchObject({ status: 200, text: 'Hello World!' });
+  expect(response.headers['x-request-id']).toMatch(/^[\w.-]+$/);
 }, 60_000);
 
-test('api2 stopped: the 500 text within the deadline; back: 200 again', async () => {
+test('/hello returns 500 within the deadline while api2 is stopped, and 200 after it starts again', async () => {
   await stack.compose('stop', 'api2');
-  const away = await hello();
-  expect(away).toMatchObject({ status: 500, text: 'Internal error contacting api2' });
-  expect(away.ms).toBeLessThan(2500);
+  const whileStopped = await hello();
+  expect(whileStopped).toMatchObject({ status: 500, text: 'Internal error contacting api2' });
+  expect(whileStopped.ms).toBeLessThan(2500);
   await stack.compose('up', '--detach', '--wait', 'api2');
-  await until(200, 3000);
+  await waitForStatus(200, 3000);
 }, 60_000);
 
 async function addBook(title: string) {
@@ -61,24 +61,24 @@ async function titles() {
   return items.map(({ title }) => title);
 }
 
-test('the books survive down and up', async () => {
-  expect(await addBook('kept')).toBe(201);
+test('books survive docker compose down and up', async () => {
+  expect(await addBook('stored')).toBe(201);
   await stack.compose('down', '--timeout', '15');
   await stack.compose('up', '--detach', '--wait');
-  await until(200, 3000);
-  expect(await titles()).toEqual(['kept']);
+  await waitForStatus(200, 3000);
+  expect(await titles()).toEqual(['stored']);
 }, 60_000);
 
-test('three replicas of api2 share the books', async () => {
+test('three replicas of api2 share one database', async () => {
   await stack.compose('up', '--detach', '--wait', '--scale', 'api2=3');
   await new Promise((resolve) => setTimeout(resolve, 2500));
   const added = Array.from({ length: 60 }, (_, i) => `volume ${i}`);
   expect(await Promise.all(added.map(addBook))).toEqual(added.map(() => 201));
-  for (let i = 0; i < 6; i++) expect((await titles()).sort()).toEqual(['kept', ...added].sort());
+  for (let i = 0; i < 6; i++) expect((await titles()).sort()).toEqual(['stored', ...added].sort());
   await stack.compose('up', '--detach', '--wait', '--scale', 'api2=1');
 }, 60_000);
 
-test('a fault is set, shown and cleared from inside api2, and seen at /hello', async () => {
+test('the fault command in the api2 container sets, shows and clears a fault that /hello reports', async () => {
   const fault = (...args: string[]) =>
     stack.compose('exec', '-T', 'api2', '/nodejs/bin/node', 'services/api2/fault-command.js', ...args);
   expect(JSON.parse(await fault('status', 'status=418', 'seconds=30'))).toMatchObject({
@@ -94,14 +94,14 @@ test('a fault is set, shown and cleared from inside api2, and seen at /hello', a
   expect(await hello()).toMatchObject({ status: 200 });
 }, 60_000);
 
-test('only api publishes a port, on loopback', async () => {
+test('only api publishes a port, and only on the loopback interface', async () => {
   const [api] = await stack.containers('api');
   const [api2] = await stack.containers('api2');
   expect(await docker('port', String(api))).toBe('8080/tcp -> 127.0.0.1:18080');
   expect(await docker('port', String(api2))).toBe('');
 });
 
-test('a container on another network gets no answer from api2, and api2 reaches nothing outside', async () => {
+test('a container on the public network cannot reach api2, and api2 cannot reach that network', async () => {
   const [api] = await stack.containers('api');
   const [api2] = await stack.containers('api2');
   const address = (container: string | undefined, network: string) =>
@@ -113,17 +113,17 @@ test('a container on another network gets no answer from api2, and api2 reaches 
     );
   const reach = (ip: string) =>
     `fetch('http://${ip}:8080/respond', { signal: AbortSignal.timeout(2000) }).then((r) => console.log(r.status), () => console.log('unreachable'))`;
-  const ofApi2 = await address(api2, 'onehop-test_internal');
-  const ofApi = await address(api, 'onehop-test_public');
+  const api2Address = await address(api2, 'onehop-test_internal');
+  const apiAddress = await address(api, 'onehop-test_public');
   const run = ['run', '--rm', '--network', 'onehop-test_public', 'onehop-test-api', '-e'];
-  expect(await docker(...run, reach(ofApi2))).toBe('unreachable');
-  expect(await docker(...run, reach(ofApi))).toBe('404');
-  const inApi2 = ['exec', String(api2), '/nodejs/bin/node', '-e'];
-  expect(await docker(...inApi2, reach(ofApi))).toBe('unreachable');
-  expect(await docker(...inApi2, reach('api2'))).toBe('200');
+  expect(await docker(...run, reach(api2Address))).toBe('unreachable');
+  expect(await docker(...run, reach(apiAddress))).toBe('404');
+  const execInApi2 = ['exec', String(api2), '/nodejs/bin/node', '-e'];
+  expect(await docker(...execInApi2, reach(apiAddress))).toBe('unreachable');
+  expect(await docker(...execInApi2, reach('api2'))).toBe('200');
 }, 60_000);
 
-test('both are hardened, and only the volume of the books can be written', async () => {
+test('both containers have a read-only root file system, no capabilities and resource limits; only the data volume is writable', async () => {
   for (const service of ['api', 'api2']) {
     const [container] = await stack.containers(service);
     const { HostConfig } = JSON.parse(await docker('inspect', '--format', '{{json .}}', String(container)));
@@ -136,15 +136,15 @@ test('both are hardened, and only the volume of the books can be written', async
       RestartPolicy: { Name: 'unless-stopped' },
     });
   }
-  const write = (path: string) =>
+  const tryToWrite = (path: string) =>
     `try { fs.writeFileSync('${path}', ''); console.log('written') } catch ({ code }) { console.log(code) }`;
   const [api2] = await stack.containers('api2');
-  const inApi2 = ['exec', String(api2), '/nodejs/bin/node', '-e'];
-  expect(await docker(...inApi2, write('/data/try'))).toBe('written');
-  expect(await docker(...inApi2, write('/app/try'))).toBe('EROFS');
+  const execInApi2 = ['exec', String(api2), '/nodejs/bin/node', '-e'];
+  expect(await docker(...execInApi2, tryToWrite('/data/try'))).toBe('written');
+  expect(await docker(...execInApi2, tryToWrite('/app/try'))).toBe('EROFS');
 });
 
-test('both run node as PID 1, as a user without rights, and exit 0 when stopped', async () => {
+test('both containers run node as PID 1 and as a non-root user, and exit 0 on docker compose stop', async () => {
   const containers = [...(await stack.containers('api')), ...(await stack.containers('api2'))];
   for (const container of containers) {
     expect(await docker('exec', container, '/nodejs/bin/node', '-p', 'process.getuid()')).toBe('65532');

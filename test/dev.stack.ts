@@ -1,15 +1,15 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { request } from 'undici';
-import { freePorts, ProjectCopy, untilServed } from './project-copy';
+import { freePorts, ProjectCopy, waitUntilServed } from './project-copy';
 
 const project = new ProjectCopy();
 
 afterAll(() => project.remove());
 
-test('npm run dev serves edits of a service and of the page within seconds, and ends on SIGTERM', async () => {
+test('npm run dev serves edits of a service and of the page within 10 s, and exits on SIGTERM', async () => {
   const [port, adminPort, port2, adminPort2] = (await freePorts(4)) as [string, string, string, string];
-  // The ports of api2 are fixed in the script. The copy has others, because a stack may be running here.
+  // The script has fixed ports for api2. The copy uses free ones, because the original may be running on this machine.
   project.replace('package.json', '8081', port2);
   project.replace('package.json', '9091', adminPort2);
   const dev = spawn('npm', ['run', '-s', 'dev'], {
@@ -20,8 +20,8 @@ test('npm run dev serves edits of a service and of the page within seconds, and 
   const exited = once(dev, 'exit');
   const url = `http://127.0.0.1:${port}`;
   try {
-    await untilServed(`${url}/hello`, 'Hello World!', 20_000);
-    for (const path of project.edit('edited')) await untilServed(url + path, 'edited', 10_000);
+    await waitUntilServed(`${url}/hello`, 'Hello World!', 20_000);
+    for (const path of project.edit('edited')) await waitUntilServed(url + path, 'edited', 10_000);
   } finally {
     dev.kill('SIGTERM');
     await exited;

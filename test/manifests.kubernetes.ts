@@ -9,7 +9,7 @@ interface Manifest {
   apiVersion: string;
   kind: string;
   metadata: { name: string; namespace?: string; labels?: Record<string, string> };
-  // biome-ignore lint/suspicious/noExplicitAny: what is in it is what is tested
+  // biome-ignore lint/suspicious/noExplicitAny: the tests check its contents
   spec: any;
 }
 
@@ -17,7 +17,7 @@ const OVERLAYS = ['local', 'production'] as const;
 const SERVICES = ['api', 'api2'] as const;
 const READERS = { api: readApi, api2: readApi2 };
 const rendered = new Map(OVERLAYS.map((overlay) => [overlay, render(overlay)]));
-const readme = readFileSync('README.md', 'utf8');
+const settingsPage = readFileSync('docs/settings.md', 'utf8');
 const compose = parse(readFileSync('docker-compose.yml', 'utf8'), { merge: true });
 
 function render(overlay: string): Manifest[] {
@@ -48,32 +48,32 @@ function envOf(overlay: (typeof OVERLAYS)[number], service: string): Env {
 }
 
 describe.each(OVERLAYS)('the overlay %s', (overlay) => {
-  test('every object holds to the schemas of Kubernetes, and has no field that they do not know', () => {
+  test('every object is valid according to the Kubernetes schemas and has no unknown field', () => {
     const manifests = rendered.get(overlay) as Manifest[];
-    const faults = execFileSync('node', ['test/validate-manifests.mjs'], {
+    const errors = execFileSync('node', ['test/validate-manifests.mjs'], {
       input: JSON.stringify(manifests),
       encoding: 'utf8',
     });
-    expect(JSON.parse(faults)).toEqual([]);
+    expect(JSON.parse(errors)).toEqual([]);
     expect(unknownFields(manifests)).toBe('');
   });
 
-  test('all is in the namespace default, and every object is there once', () => {
+  test('every object is in the namespace default and occurs once', () => {
     const manifests = rendered.get(overlay) as Manifest[];
     for (const { metadata } of manifests) expect(metadata.namespace).toBe('default');
     const names = manifests.map(({ kind, metadata }) => `${kind} ${metadata.name}`);
     expect(new Set(names).size).toBe(names.length);
   });
 
-  test('every object has the labels that say which service it belongs to, and that it is part of onehop', () => {
+  test('every object has labels for its service and for part-of onehop', () => {
     const unlabelled = (rendered.get(overlay) as Manifest[]).filter(({ metadata: { labels = {} } }) => {
-      const isOfService = SERVICES.some((service) => labels['app.kubernetes.io/name'] === service);
-      return !isOfService || labels['app.kubernetes.io/part-of'] !== 'onehop';
+      const hasService = SERVICES.some((service) => labels['app.kubernetes.io/name'] === service);
+      return !hasService || labels['app.kubernetes.io/part-of'] !== 'onehop';
     });
     expect(unlabelled.map(({ kind, metadata }) => `${kind} ${metadata.name}`)).toEqual([]);
   });
 
-  test('http://api2.default reaches api2 on port 80, and api sees every pod behind a headless service', () => {
+  test('http://api2.default reaches api2 on port 80, and api resolves every pod through a headless service', () => {
     const service = one(overlay, 'Service', 'api2').spec;
     expect(service.type ?? 'ClusterIP').toBe('ClusterIP');
     expect(service.ports).toContainEqual({ name: 'http', port: 80, targetPort: 'http' });
@@ -98,24 +98,24 @@ describe.each(OVERLAYS)('the overlay %s', (overlay) => {
   });
 
   describe.each(SERVICES)('%s', (service) => {
-    test('its settings are such as it takes, and nothing of them is unknown', () => {
+    test('its environment contains only valid and documented settings', () => {
       const env = envOf(overlay, service);
       const filled = { ...env, ...('DATABASE_URL' in env ? { DATABASE_URL: 'postgres://a@b/c' } : {}) };
       const settings = READERS[service](filled);
-      // The table of the README has every variable that the settings read, as another test sees to.
+      // Another test checks that this table lists every variable that the settings read.
       for (const name of Object.keys(env))
-        expect(readme).toMatch(new RegExp(`^\\| \`${name}\` \\|.*\\| (${service}|both) \\|`, 'm'));
+        expect(settingsPage).toMatch(new RegExp(`^\\| \`${name}\` \\|.*\\| (${service}|both) \\|`, 'm'));
       expect(settings.port).toBe(podOf(overlay, service).container.ports[0].containerPort);
       expect(settings.adminPort).toBe(podOf(overlay, service).container.ports[1].containerPort);
       expect(env).not.toHaveProperty('FAULTS');
     });
 
-    test('it drains, and has longer to end than drain and shutdown time together', () => {
+    test('its grace period is longer than drain and shutdown timeout together', () => {
       const { drainMs, shutdownTimeoutMs } = READERS[service]({
         ...envOf(overlay, service),
         DATABASE_URL: undefined,
       });
-      // api finds api2's pods by DNS, whose answers may be 30 s old, and looks every 2 s.
+      // api resolves api2's pods every 2 s, and DNS may cache a response for 30 s.
       expect(drainMs).toBeGreaterThanOrEqual(service === 'api2' ? 32_000 : 2000);
       expect(podOf(overlay, service).terminationGracePeriodSeconds * 1000).toBeGreaterThan(
         drainMs + shutdownTimeoutMs,
@@ -125,7 +125,7 @@ describe.each(OVERLAYS)('the overlay %s', (overlay) => {
       });
     });
 
-    test('its probes are those of the admin port', () => {
+    test('its probes use the admin port', () => {
       const { container } = podOf(overlay, service);
       expect(container.ports).toMatchObject([{ name: 'http' }, { name: 'admin' }]);
       expect(container.readinessProbe.httpGet).toEqual({ path: '/readyz', port: 'admin' });
@@ -133,7 +133,7 @@ describe.each(OVERLAYS)('the overlay %s', (overlay) => {
       expect(container.startupProbe.httpGet).toEqual({ path: '/livez', port: 'admin' });
     });
 
-    test('it is restricted, and bounded', () => {
+    test('it runs with least privilege and with resource limits', () => {
       const pod = podOf(overlay, service);
       expect(pod).toMatchObject({ automountServiceAccountToken: false, enableServiceLinks: false });
       expect(pod.securityContext).toMatchObject({
@@ -152,7 +152,7 @@ describe.each(OVERLAYS)('the overlay %s', (overlay) => {
         expect(pod).not.toHaveProperty(forbidden);
     });
 
-    test('user, memory, probes and files agree with the compose file', () => {
+    test('user, memory limit, probes and file permissions agree with the compose file and the Dockerfile', () => {
       const pod = podOf(overlay, service);
       const composed = compose.services[service];
       expect(composed.user).toBe(`${pod.securityContext.runAsUser}:${pod.securityContext.runAsGroup}`);
@@ -163,11 +163,11 @@ describe.each(OVERLAYS)('the overlay %s', (overlay) => {
       expect(readFileSync('Dockerfile', 'utf8')).toContain(`--chown=${pod.securityContext.runAsUser}:`);
     });
 
-    test('its pods are found as part of onehop', () => {
+    test('its pods have the label part-of onehop', () => {
       expect(podOf(overlay, service).labels['app.kubernetes.io/part-of']).toBe('onehop');
     });
 
-    test('it is spread over nodes, and not all of it is taken away at once', () => {
+    test('its pods are spread over nodes, and at most one is evicted at a time', () => {
       const [spread] = podOf(overlay, service).topologySpreadConstraints;
       expect(spread).toMatchObject({ topologyKey: 'kubernetes.io/hostname' });
       expect(podOf(overlay, service).labels).toMatchObject(spread.labelSelector.matchLabels);
@@ -178,7 +178,7 @@ describe.each(OVERLAYS)('the overlay %s', (overlay) => {
       });
     });
 
-    test('only a monitoring namespace reaches its admin port', () => {
+    test('only the monitoring namespace can reach its admin port', () => {
       const rules = one(overlay, 'NetworkPolicy', service).spec.ingress as {
         from?: unknown;
         ports: { port: string }[];
@@ -190,7 +190,7 @@ describe.each(OVERLAYS)('the overlay %s', (overlay) => {
     });
   });
 
-  test("only api's pods reach api2's service port", () => {
+  test("only api's pods can reach api2's service port", () => {
     const { spec } = one(overlay, 'NetworkPolicy', 'api2');
     const http = spec.ingress.filter(({ ports }: { ports: { port: string }[] }) =>
       ports.some(({ port }) => port === 'http'),
@@ -201,7 +201,7 @@ describe.each(OVERLAYS)('the overlay %s', (overlay) => {
     expect(podOf(overlay, 'api2').labels).toMatchObject(spec.podSelector.matchLabels);
   });
 
-  test('api2 has no way out but DNS and the database', () => {
+  test('api2 can connect only to DNS and, in production, the database', () => {
     const { spec } = one(overlay, 'NetworkPolicy', 'api2');
     expect(spec.policyTypes).toContain('Egress');
     const ports = spec.egress.flatMap((rule: { ports: { port: number }[] }) =>
@@ -220,7 +220,7 @@ function podLabel(overlay: (typeof OVERLAYS)[number], service: string) {
   return { 'app.kubernetes.io/name': podOf(overlay, service).labels['app.kubernetes.io/name'] };
 }
 
-test('local: one replica each, books in SQLite on a volume, images built by hand', () => {
+test('local: one replica each, SQLite on a volume, locally built images', () => {
   for (const service of SERVICES) {
     expect(one('local', 'Deployment', service).spec.replicas).toBe(1);
     expect(podOf('local', service).container).toMatchObject({
@@ -240,7 +240,7 @@ test('local: one replica each, books in SQLite on a volume, images built by hand
   expect(compose.services.api2.environment.DATABASE_FILE).toBe(envOf('local', 'api2').DATABASE_FILE);
 });
 
-test('production: autoscaled from two, books in PostgreSQL from a secret that is not among the manifests', () => {
+test('production: at least two replicas with autoscaling, and a PostgreSQL URL from a secret outside the manifests', () => {
   for (const service of SERVICES) {
     const { spec } = one('production', 'HorizontalPodAutoscaler', service);
     expect(spec).toMatchObject({ minReplicas: 2, scaleTargetRef: { kind: 'Deployment', name: service } });
@@ -256,7 +256,7 @@ test('production: autoscaled from two, books in PostgreSQL from a secret that is
   expect(all('local', 'Secret')).toEqual([]);
 });
 
-/** What TypeScript says of the objects as literals of the published types: they refuse fields that they do not have. */
+/** The errors of TypeScript if the objects are literals of the published types, which reject unknown fields. */
 function unknownFields(manifests: Manifest[]): string {
   const folder = 'node_modules/.cache/onehop';
   mkdirSync(folder, { recursive: true });

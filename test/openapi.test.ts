@@ -8,10 +8,10 @@ import Ajv, { type ValidateFunction } from 'ajv/dist/2020';
 import request from 'supertest';
 import { newBook } from '../contract/books';
 import { createDocument } from '../services/api/openapi-document';
-import { apiOver } from './app-under-test';
-import { holdToOpenApi } from './openapi';
+import { createTestApi } from './app-under-test';
+import { expectToMatchOpenApi } from './openapi';
 import { type Program, start } from './programs';
-import { deadPort, httpHop } from './stub-hop';
+import { closedPort, httpUpstream } from './stub-upstream';
 
 const cleanups: (() => unknown)[] = [];
 
@@ -19,15 +19,15 @@ afterEach(async () => {
   for (const cleanup of cleanups.splice(0)) await cleanup();
 });
 
-/** api over a stub that is both api2 and the external API; without a listener, nobody listens there. */
-async function appOver(listener?: RequestListener, maxInFlight?: number) {
-  const hop = listener && (await httpHop(listener));
-  const origin = hop?.origin ?? `http://127.0.0.1:${await deadPort()}`;
-  const api = apiOver(origin, {}, maxInFlight);
+/** Builds api with one stub as api2 and as the external API. Without a listener, connections to it are refused. */
+async function createApp(listener?: RequestListener, maxInFlight?: number) {
+  const upstream = listener && (await httpUpstream(listener));
+  const origin = upstream?.origin ?? `http://127.0.0.1:${await closedPort()}`;
+  const api = createTestApi(origin, {}, maxInFlight);
   cleanups.push(
     () => api.api2.close(),
     () => api.external.close(),
-    () => hop?.close(),
+    () => upstream?.close(),
   );
   return api.app;
 }
@@ -39,12 +39,12 @@ test('redocly reports no problems in the served document with its recommended ru
   writeFileSync(
     file,
     (
-      await request(await appOver())
+      await request(await createApp())
         .get('/openapi.json')
         .expect(200)
     ).text,
   );
-  // Run where no configuration can weaken the rules, and without calls home.
+  // The temporary folder has no configuration that could weaken the rules. Telemetry and update checks are off.
   const env = { ...process.env, REDOCLY_TELEMETRY: 'off', REDOCLY_SUPPRESS_UPDATE_NOTICE: 'true' };
   const cli = join(process.cwd(), 'node_modules/@redocly/cli/bin/cli.js');
   const args = [cli, 'lint', file, '--format=json'];
@@ -62,36 +62,36 @@ describe('the document describes the real responses', () => {
   test.each<[string, string, string, number, RequestListener | undefined]>([
     ['GET', '/hello', 'when api2 responds', 200, json],
     ['GET', '/hello', 'when api2 responds 503', 500, unavailable],
-    ['GET', '/hello', 'when nobody listens', 500, undefined],
+    ['GET', '/hello', 'when the connection is refused', 500, undefined],
     ['POST', '/hello', 'which is not allowed', 405, undefined],
     ['GET', '/data', 'when the external API responds', 200, json],
     ['HEAD', '/data', 'when the external API responds', 200, json],
     ['GET', '/data', 'when the external API responds 503', 502, unavailable],
-    ['GET', '/data', 'when nobody listens', 502, undefined],
+    ['GET', '/data', 'when the connection is refused', 502, undefined],
     ['GET', '/data', 'when the external API does not respond', 504, () => {}],
-    ['GET', '/books', 'when nobody listens', 502, undefined],
+    ['GET', '/books', 'when the connection is refused', 502, undefined],
     ['GET', '/books', 'when api2 does not respond', 504, () => {}],
     ['GET', '/books/%zz', 'which is malformed', 400, undefined],
     ['GET', '/openapi.json', 'always', 200, undefined],
     ['PUT', '/openapi.json', 'which is not allowed', 405, undefined],
   ])('%s %s %s: %i', async (method, path, _when, status, listener) => {
-    const app = await appOver(listener);
+    const app = await createApp(listener);
     const response = await request(app)[method.toLowerCase() as 'get'](path);
     expect(response.status).toBe(status);
-    holdToOpenApi(method, path, { ...response, text: response.text ?? '' });
+    expectToMatchOpenApi(method, path, { ...response, text: response.text ?? '' });
   });
 
   test.each(['/hello', '/data', '/books', '/books/1', '/openapi.json'])(
     'GET %s when too many requests are in flight: 503',
     async (path) => {
-      const response = await request(await appOver(undefined, 0)).get(path);
+      const response = await request(await createApp(undefined, 0)).get(path);
       expect(response.status).toBe(503);
-      holdToOpenApi('GET', path, response);
+      expectToMatchOpenApi('GET', path, response);
     },
   );
 });
 
-describe('the schema NewBook and the service agree', () => {
+describe('the schema NewBook accepts exactly the books that the service accepts', () => {
   let api2: Program;
   const { schemas } = createDocument().components;
   // JSON Schema recommends the flag `u` for patterns, but not every validator sets it.
@@ -115,8 +115,8 @@ describe('the schema NewBook and the service agree', () => {
     ['201 characters', 'x'.repeat(201), false],
     ['200 characters, padded', `${' '.repeat(300)}${'x'.repeat(200)}\t\r\n`, true],
     ['201 characters, padded', ` ${'x'.repeat(201)} `, false],
-    ['200 characters, most of them spaces inside', `a${' '.repeat(198)}b`, true],
-    ['201 characters, most of them spaces inside', `a${' '.repeat(199)}b`, false],
+    ['200 characters, 198 of them inner spaces', `a${' '.repeat(198)}b`, true],
+    ['201 characters, 199 of them inner spaces', `a${' '.repeat(199)}b`, false],
     ['200 astral characters', wide.repeat(200), true],
     ['201 astral characters', wide.repeat(201), false],
     ['200 astral characters, padded', ` ${wide.repeat(200)} `, true],
@@ -137,8 +137,8 @@ describe('the schema NewBook and the service agree', () => {
     ['a lone surrogate after a pair', `${wide}\ud83d`, false],
   ];
   const bodies: [string, string, boolean][] = [
-    ...titles.map(([what, text, isValid]): [string, string, boolean] => [
-      `a title and an author of ${what}`,
+    ...titles.map(([description, text, isValid]): [string, string, boolean] => [
+      `a title and an author of ${description}`,
       JSON.stringify({ title: text, author: text }),
       isValid,
     ]),
@@ -170,10 +170,10 @@ describe('the schema NewBook and the service agree', () => {
     ['a field __proto__', '{"title":"a","author":"b","__proto__":{}}', false],
     ['null', 'null', false],
     ['an array', '[]', false],
-    ['text', '"book"', false],
+    ['a string', '"book"', false],
   ];
 
-  test.each(bodies)('%s', async (_what, body, isValid) => {
+  test.each(bodies)('%s', async (_case, body, isValid) => {
     const response = await fetch(`${api2.url}/books`, {
       method: 'POST',
       headers: { 'content-type': 'application/json' },

@@ -3,13 +3,13 @@ import { createDocument } from '../services/api/openapi-document';
 
 type Json = Record<string, unknown>;
 
-interface Described {
+interface DescribedResponse {
   description: string;
   headers: Json;
   content?: Record<string, { schema: Json }>;
 }
 
-export interface Answer {
+export interface HttpResponse {
   status: number;
   headers: Record<string, string | string[] | undefined>;
   text: string;
@@ -19,8 +19,8 @@ const document = createDocument() as unknown as Json & { paths: Record<string, R
 const ajv = new Ajv({ strict: false, allErrors: true });
 ajv.addSchema({ $id: 'openapi', ...document });
 
-// Every answer of an HTTP server may have these.
-const ALWAYS = new Set([
+// Headers that any response may have, so the document need not describe them.
+const COMMON_HEADERS = new Set([
   'connection',
   'x-content-type-options',
   'date',
@@ -30,31 +30,32 @@ const ALWAYS = new Set([
   'content-type',
 ]);
 
-/** Fails unless an answer is one that the OpenAPI document tells of: status, headers, type and body. */
-export function holdToOpenApi(method: string, path: string, answer: Answer) {
-  const described = resolve(operation(method, path, answer.status)) as unknown as Described;
-  const named = Object.keys(described.headers).map((name) => name.toLowerCase());
-  for (const name of Object.keys(answer.headers)) if (!ALWAYS.has(name)) expect(named).toContain(name);
-  if (described.content === undefined || method === 'HEAD') return expect(answer.text).toBe('');
-  const type = String(answer.headers['content-type']).split(';')[0] as string;
+/** Expects a response whose status, headers, content type and body the OpenAPI document describes. */
+export function expectToMatchOpenApi(method: string, path: string, response: HttpResponse) {
+  const described = resolve(responseObject(method, path, response.status)) as unknown as DescribedResponse;
+  const documented = Object.keys(described.headers).map((name) => name.toLowerCase());
+  for (const name of Object.keys(response.headers))
+    if (!COMMON_HEADERS.has(name)) expect(documented).toContain(name);
+  if (described.content === undefined || method === 'HEAD') return expect(response.text).toBe('');
+  const type = String(response.headers['content-type']).split(';')[0] as string;
   expect(Object.keys(described.content)).toContain(type);
   const schema = (described.content[type] as { schema: Json }).schema;
   const validate = ajv.compile({ $ref: 'openapi', ...inDocument(schema) });
-  const valid = validate(type.endsWith('json') ? JSON.parse(answer.text) : answer.text);
+  const valid = validate(type.endsWith('json') ? JSON.parse(response.text) : response.text);
   expect({ valid, errors: validate.errors }).toEqual({ valid: true, errors: null });
 }
 
-function operation(method: string, path: string, status: number): Json {
-  const bare = path.split('?')[0] as string;
-  const template = Object.keys(document.paths).find((known) =>
-    new RegExp(`^${known.replace(/\{\w+\}/g, '[^/]+')}$`).test(bare),
+function responseObject(method: string, path: string, status: number): Json {
+  const pathname = path.split('?')[0] as string;
+  const template = Object.keys(document.paths).find((candidate) =>
+    new RegExp(`^${candidate.replace(/\{\w+\}/g, '[^/]+')}$`).test(pathname),
   );
   const methods = document.paths[template ?? ''] as
     | Record<string, { responses: Record<number, Json> }>
     | undefined;
-  // HEAD is GET without the body; what is not allowed is told by any of the methods.
-  const allowed = methods?.[method === 'HEAD' ? 'get' : method.toLowerCase()] ?? methods?.get;
-  const described = allowed?.responses[status];
+  // HEAD is GET without the body. Every method of a path describes its 405, so GET serves for methods that are not allowed.
+  const operation = methods?.[method === 'HEAD' ? 'get' : method.toLowerCase()] ?? methods?.get;
+  const described = operation?.responses[status];
   if (described === undefined) throw new Error(`${method} ${path}: ${status} is not in the OpenAPI document`);
   return described;
 }

@@ -5,10 +5,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type Browser, type BrowserContext, chromium, type Page, type Route } from 'playwright-core';
 import { request } from 'undici';
-import { type Program, startedPrograms } from './programs';
-import { httpHop, type StubHop } from './stub-hop';
+import { type Program, programStarter } from './programs';
+import { httpUpstream, type StubUpstream } from './stub-upstream';
 
-const started = startedPrograms();
+const started = programStarter();
 const axe = readFileSync(createRequire(__filename).resolve('axe-core/axe.min.js'), 'utf8');
 
 const CHROMIUM = {
@@ -27,7 +27,7 @@ let context: BrowserContext;
 let page: Page;
 let api: Program;
 let api2: Program;
-let external: StubHop;
+let external: StubUpstream;
 let problems: string[];
 /** Requests that the page has sent to the routes of api since it was opened. */
 let sent: string[];
@@ -36,7 +36,7 @@ jest.setTimeout(30_000);
 
 beforeAll(async () => {
   browser = await chromium.launch(CHROMIUM);
-  external = await httpHop((_req, res) => {
+  external = await httpUpstream((_req, res) => {
     res
       .writeHead(200, { 'content-type': 'application/json', 'cache-control': 'max-age=60' })
       .end('{"from":"outside"}');

@@ -5,11 +5,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from 'pg';
-import { deadPort } from './stub-hop';
+import { closedPort } from './stub-upstream';
 
-const INSTALLED = '/usr/lib/postgresql';
+const INSTALL_FOLDER = '/usr/lib/postgresql';
 
-/** A PostgreSQL of its own on a loopback port, in a folder that goes with it. */
+/** A temporary PostgreSQL server on a loopback port. `remove` deletes its data folder. */
 export class Postgres {
   private server: ReturnType<typeof spawn> | undefined;
 
@@ -20,10 +20,10 @@ export class Postgres {
 
   static async create() {
     const folder = mkdtempSync(join(tmpdir(), 'onehop-postgres-'));
-    const postgres = new Postgres(join(folder), await deadPort());
+    const postgres = new Postgres(join(folder), await closedPort());
     const { uid, gid } = owner();
     if (uid !== undefined && gid !== undefined) chownSync(folder, uid, gid);
-    execFileSync(program('initdb'), ['-D', folder, '-U', 'onehop', '-A', 'trust', '--no-sync'], {
+    execFileSync(binary('initdb'), ['-D', folder, '-U', 'onehop', '-A', 'trust', '--no-sync'], {
       ...owner(),
       stdio: 'ignore',
     });
@@ -37,7 +37,7 @@ export class Postgres {
 
   async start() {
     const args = ['-D', this.folder, '-p', String(this.port), '-h', '127.0.0.1', '-k', this.folder];
-    this.server = spawn(program('postgres'), args, { ...owner(), stdio: 'ignore' });
+    this.server = spawn(binary('postgres'), args, { ...owner(), stdio: 'ignore' });
     for (let i = 0; i < 200; i++) {
       if (await this.query('SELECT 1').catch(() => undefined)) return;
       await sleep(50);
@@ -55,20 +55,20 @@ export class Postgres {
     }
   }
 
-  /** A fresh database, and the URL of it. */
-  async database(name: string) {
+  /** Creates a database, and resolves to its URL. */
+  async createDatabase(name: string) {
     await this.query(`CREATE DATABASE ${name}`);
     return this.url(name);
   }
 
-  /** SIGQUIT is PostgreSQL's immediate shutdown: as if it crashed. */
+  /** SIGQUIT is PostgreSQL's immediate shutdown, which resembles a crash. */
   async stop(signal: NodeJS.Signals = 'SIGQUIT') {
     const { server } = this;
     this.server = undefined;
     if (server === undefined) return;
-    const over = once(server, 'close');
+    const closed = once(server, 'close');
     server.kill(signal);
-    await over;
+    await closed;
   }
 
   async remove() {
@@ -77,12 +77,12 @@ export class Postgres {
   }
 }
 
-function program(name: string) {
-  const [version] = readdirSync(INSTALLED).sort((a, b) => Number(b) - Number(a));
-  return join(INSTALLED, String(version), 'bin', name);
+function binary(name: string) {
+  const [version] = readdirSync(INSTALL_FOLDER).sort((a, b) => Number(b) - Number(a));
+  return join(INSTALL_FOLDER, String(version), 'bin', name);
 }
 
-// It refuses to run as root; Debian's package brings a user for it.
+// PostgreSQL refuses to run as root. Debian's package creates a user for it.
 function owner(): { uid?: number; gid?: number } {
   if (process.getuid?.() !== 0) return {};
   const idOf = (flag: string) => Number(execFileSync('id', [flag, 'postgres'], { encoding: 'utf8' }));

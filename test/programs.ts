@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 
-/** A service started as a program of its own, as `npm run start:api` starts it. */
+/** A service that runs as a separate process, as `npm run start:api` starts it. */
 export interface Program {
   child: ChildProcess;
   port: number;
@@ -16,7 +16,7 @@ export interface Program {
 
 export type Environment = Record<string, string | undefined>;
 
-/** Starts the built program on free loopback ports, and resolves when it listens. */
+/** Starts the built service on free loopback ports, and resolves when it listens. */
 export async function start(service: 'api' | 'api2', env: Environment = {}): Promise<Program> {
   const { child, output, exited } = spawnService(service, {
     HOST: '127.0.0.1',
@@ -27,7 +27,7 @@ export async function start(service: 'api' | 'api2', env: Environment = {}): Pro
   });
   const lines = () => parseLines(output());
   for (let i = 0; i < 500 && !lines().some(({ msg }) => msg === 'listening'); i++) {
-    if (child.exitCode !== null) throw new Error(`${service} ended: ${output()}`);
+    if (child.exitCode !== null) throw new Error(`${service} exited: ${output()}`);
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
   const { port, adminPort } = lines().find(({ msg }) => msg === 'listening') as {
@@ -42,8 +42,8 @@ export async function start(service: 'api' | 'api2', env: Environment = {}): Pro
   return { child, port, adminPort, url, adminUrl: `http://127.0.0.1:${adminPort}`, output, lines, stop };
 }
 
-/** Starts programs for the tests of one file, and ends them after each test that started them. */
-export function startedPrograms() {
+/** Returns a function that starts a service. Services that are still running after a test are killed. */
+export function programStarter() {
   const running: Program[] = [];
   afterEach(async () => {
     for (const program of running.splice(0))
@@ -56,8 +56,8 @@ export function startedPrograms() {
   };
 }
 
-/** Starts the built program, and resolves to its exit code and output once it has ended. */
-export async function runToEnd(service: 'api' | 'api2', env: Environment) {
+/** Starts the built service, and resolves to its exit code and output when it has exited. */
+export async function runUntilExit(service: 'api' | 'api2', env: Environment) {
   const { output, exited } = spawnService(service, env);
   return { code: await exited, output: output() };
 }

@@ -16,6 +16,7 @@ const FILES = [
   'tsconfig.build.json',
   'chassis',
   'contract',
+  'packages',
   'services',
 ];
 
@@ -33,11 +34,11 @@ export class ProjectCopy {
     const path = join(this.folder, file);
     const before = readFileSync(path, 'utf8');
     const after = before.replaceAll(text, by);
-    if (after === before) throw new Error(`${file} contains no ${text}`);
+    if (after === before) throw new Error(`${file} does not contain ${text}`);
     writeFileSync(path, after);
   }
 
-  /** Edits a file of each kind that is reloaded, and returns where each edit must appear. */
+  /** Edits one file of each kind that is reloaded, and returns the paths that must then serve the edits. */
   edit(mark: string) {
     this.replace(
       'services/api2/settings.ts',
@@ -56,7 +57,7 @@ export class ProjectCopy {
 }
 
 /** Resolves when `GET url` has a body that contains `text`, and rejects after `withinMs`. */
-export async function untilServed(url: string, text: string, withinMs: number) {
+export async function waitUntilServed(url: string, text: string, withinMs: number) {
   const deadlineMs = performance.now() + withinMs;
   for (let last = ''; ; await new Promise((resolve) => setTimeout(resolve, 50))) {
     // While the service restarts, it refuses connections.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The exposition of a running service, read by Prometheus' own tool.
+# Checks the metrics of a running api, and the alerts of docs/operations.md, with Prometheus' promtool.
 set -euo pipefail
 export HOST=127.0.0.1 PORT=18081 ADMIN_PORT=18091 API2_URL=http://127.0.0.1:9 LOG_LEVEL=silent
 node dist/services/api/main.js &
@@ -10,7 +10,7 @@ for _ in 1 2 3; do curl -s "$HOST:$PORT/hello" >/dev/null; done
 metrics=$(curl -sf "$HOST:$ADMIN_PORT/metrics")
 promtool check metrics <<<"$metrics"
 
-# The alerts of docs/operations.md are PromQL, and of metrics that there are.
+# The alerts of docs/operations.md must be valid PromQL and use only metrics that exist.
 rules=$(mktemp)
 trap 'kill $service; rm -f "$rules"' EXIT
 {
@@ -22,6 +22,6 @@ trap 'kill $service; rm -f "$rules"' EXIT
 } >"$rules"
 promtool check rules "$rules"
 for name in $(grep -oE '\b(http|process)_[a-z_]+' "$rules" | sort -u); do
-  grep -q "^$name" <<<"$metrics" || { echo "docs/operations.md: there is no metric $name" >&2; exit 1; }
+  grep -q "^$name" <<<"$metrics" || { echo "docs/operations.md: metric $name does not exist" >&2; exit 1; }
 done
-echo "promtool finds nothing wrong"
+echo "promtool reports no problems"

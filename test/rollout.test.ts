@@ -1,25 +1,25 @@
 import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Program, startedPrograms } from './programs';
-import { httpHop, type StubHop } from './stub-hop';
+import { type Program, programStarter } from './programs';
+import { httpUpstream, type StubUpstream } from './stub-upstream';
 
-const started = startedPrograms();
-let hop: StubHop;
+const startProgram = programStarter();
+let upstream: StubUpstream;
 
 beforeEach(async () => {
-  hop = await httpHop((_req, res) => void res.end('ok'));
+  upstream = await httpUpstream((_req, res) => void res.end('ok'));
 });
 
-afterEach(() => hop.close());
+afterEach(() => upstream.close());
 
-const CLOSES = /\r\nconnection: close\r\n/i;
+const CONNECTION_CLOSE = /\r\nconnection: close\r\n/i;
 const REQUEST = 'GET /hello HTTP/1.1\r\nhost: a\r\n\r\n';
 
-/** A client that keeps its connection for as long as the server lets it. */
+/** A client that reuses its connection until the server closes it. */
 class Client {
   private socket: Socket | undefined;
-  private waiting: { resolve(text: string): void; reject(error: Error): void; text: string } | undefined;
+  private pending: { resolve(text: string): void; reject(error: Error): void; text: string } | undefined;
 
   constructor(private readonly port: () => number) {}
 
@@ -28,7 +28,7 @@ class Client {
     this.socket ??= this.open();
     this.socket.write(REQUEST);
     return new Promise<string>((resolve, reject) => {
-      this.waiting = { resolve, reject, text: '' };
+      this.pending = { resolve, reject, text: '' };
     });
   }
 
@@ -42,7 +42,7 @@ class Client {
     const ended = (error: Error) => {
       if (this.socket !== socket) return;
       this.socket = undefined;
-      this.waiting?.reject(error);
+      this.pending?.reject(error);
     };
     socket.on('data', (data) => this.read(String(data)));
     socket.on('error', ended).on('end', () => ended(new Error('closed without a response')));
@@ -50,43 +50,44 @@ class Client {
   }
 
   private read(data: string) {
-    const { waiting } = this;
-    if (waiting === undefined) throw new Error(`unexpected data: ${data}`);
-    waiting.text += data;
-    if (!waiting.text.endsWith('\r\n\r\nok')) return;
-    this.waiting = undefined;
-    if (CLOSES.test(waiting.text)) this.close();
-    waiting.resolve(waiting.text);
+    const { pending } = this;
+    if (pending === undefined) throw new Error(`unexpected data: ${data}`);
+    pending.text += data;
+    if (!pending.text.endsWith('\r\n\r\nok')) return;
+    this.pending = undefined;
+    if (CONNECTION_CLOSE.test(pending.text)) this.close();
+    pending.resolve(pending.text);
   }
 }
 
-const api = (drainMs: number) => started('api', { API2_URL: hop.origin, DRAIN_MS: String(drainMs) });
+const startApi = (drainMs: number) =>
+  startProgram('api', { API2_URL: upstream.origin, DRAIN_MS: String(drainMs) });
 
-async function whileFrozen(program: Program, forMs: number, meanwhile: () => void) {
+async function whileSuspended(program: Program, forMs: number, meanwhile: () => void) {
   program.child.kill('SIGSTOP');
   meanwhile();
   await sleep(forMs);
   program.child.kill('SIGCONT');
 }
 
-test('from SIGTERM on, the response to a single request carries Connection: close, and its connection is closed', async () => {
-  const program = await api(1000);
+test('after SIGTERM, a response has Connection: close and its connection is closed', async () => {
+  const program = await startApi(1000);
   const client = connect(program.port, '127.0.0.1', () => client.write(REQUEST));
   const [before] = await once(client, 'data');
-  expect(String(before)).not.toMatch(CLOSES);
+  expect(String(before)).not.toMatch(CONNECTION_CLOSE);
   const stopped = program.stop();
   await sleep(100);
   client.write(REQUEST);
   let text = '';
   for await (const data of client) text += data;
   expect(text).toMatch(/^HTTP\/1\.1 200 .*\r\n\r\nok$/s);
-  expect(text).toMatch(CLOSES);
-  expect(await new Client(() => program.port).get()).toMatch(CLOSES);
+  expect(text).toMatch(CONNECTION_CLOSE);
+  expect(await new Client(() => program.port).get()).toMatch(CONNECTION_CLOSE);
   expect(await stopped).toBe(0);
 });
 
-test('of pipelined requests, only the last response carries Connection: close', async () => {
-  const program = await api(1000);
+test('after SIGTERM, only the last response to pipelined requests has Connection: close', async () => {
+  const program = await startApi(1000);
   const stopped = program.stop();
   await sleep(100);
   const client = connect(program.port, '127.0.0.1', () => client.write(REQUEST.repeat(3)));
@@ -97,8 +98,8 @@ test('of pipelined requests, only the last response carries Connection: close', 
   expect(await stopped).toBe(0);
 });
 
-test('a client that is still sending its body when it gets its last response can read that response', async () => {
-  const program = await api(1000);
+test('after SIGTERM, a client that is still sending its body can read its last response', async () => {
+  const program = await startApi(1000);
   const stopped = program.stop();
   await sleep(100);
   const client = connect(program.port, '127.0.0.1');
@@ -112,13 +113,13 @@ test('a client that is still sending its body when it gets its last response can
   let text = '';
   for await (const data of client) text += data;
   expect(text).toMatch(/^HTTP\/1\.1 405 .*"code":"method_not_allowed"/s);
-  expect(text).toMatch(CLOSES);
+  expect(text).toMatch(CONNECTION_CLOSE);
   expect(errors).toEqual([]);
   expect(await stopped).toBe(0);
 });
 
-test('requests and connections that arrive just before the drain ends are all served', async () => {
-  const program = await api(500);
+test('requests and connections that arrive just before the drain ends all succeed', async () => {
+  const program = await startApi(500);
   const port = () => program.port;
   const kept = Array.from({ length: 50 }, () => new Client(port));
   await Promise.all(kept.map((client) => client.get()));
@@ -127,7 +128,7 @@ test('requests and connections that arrive just before the drain ends are all se
   await sleep(100);
   // When resumed, the process sees the end of the drain and the requests together.
   const responses: Promise<string>[] = [];
-  await whileFrozen(program, 600, () => {
+  await whileSuspended(program, 600, () => {
     for (const client of [...kept, ...fresh]) responses.push(client.get());
   });
   const outcomes = await Promise.allSettled(responses);
@@ -135,8 +136,8 @@ test('requests and connections that arrive just before the drain ends are all se
   expect(await stopped).toBe(0);
 });
 
-test('idle connections are closed at the end of the drain, and do not delay the exit', async () => {
-  const program = await api(300);
+test('idle connections are closed when the drain ends, and do not delay the exit', async () => {
+  const program = await startApi(300);
   const clients = Array.from({ length: 20 }, () => new Client(() => program.port));
   await Promise.all(clients.map((client) => client.get()));
   const startedMs = performance.now();
@@ -145,7 +146,7 @@ test('idle connections are closed at the end of the drain, and do not delay the 
 });
 
 test('three rollouts under load on 32 kept-alive connections lose no request', async () => {
-  let current = await api(1000);
+  let current = await startApi(1000);
   let { port } = current;
   const idle = Array.from({ length: 32 }, () => new Client(() => port));
   const clients = [...idle];
@@ -163,10 +164,10 @@ test('three rollouts under load on 32 kept-alive connections lose no request', a
     }
   }, 2);
   for (let i = 0; i < 3; i++) {
-    const next = await api(1000);
+    const next = await startApi(1000);
     await sleep(300);
     const stopped = current.stop();
-    // A cluster takes a moment to send new connections elsewhere.
+    // In a cluster, new connections are routed to other pods only after a moment.
     await sleep(400);
     port = next.port;
     expect(await stopped).toBe(0);

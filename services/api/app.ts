@@ -1,27 +1,32 @@
 import express, { type Express } from 'express';
-import { hopFailureAsProblem } from '../../chassis/hop-problem';
-import type { Logger } from '../../chassis/logger';
-import type { NextHop } from '../../chassis/next-hop/client';
-import { answerProblem, methodNotAllowed, notFound } from '../../chassis/problem';
-import type { Traffic } from '../../chassis/traffic';
+import type { NextHop } from 'next-hop';
+import { nextHopErrorToProblem } from '../../chassis/http/next-hop-problem';
+import { methodNotAllowed, notFound, problemHandler } from '../../chassis/http/problem';
+import type { Logger } from '../../chassis/telemetry/logger';
+import type { RequestRecord } from '../../chassis/telemetry/request-record';
+import type { Traffic } from '../../chassis/telemetry/traffic';
 import { data } from './data';
 import { gateway } from './gateway';
-import { hello, helloFailed } from './hello';
+import { hello, helloErrorHandler } from './hello';
+import { coalescedGet, plainGet } from './next-hops/coalesced-get';
 import { openApi } from './openapi';
 import { page } from './page';
 
-export interface Parts {
+export interface AppOptions {
   traffic: Traffic;
   log: Logger;
-  api2: NextHop;
-  external: NextHop;
-  /** Path and query of what `/data` relays. */
+  api2: NextHop<RequestRecord>;
+  external: NextHop<RequestRecord>;
+  /** Whether concurrent requests for `/hello` share one exchange (request coalescing). */
+  collapse: boolean;
+  /** The path and query of the URL that `/data` relays. */
   externalPath: string;
   maxInFlight: number;
 }
 
-/** The way of a request through api, in order. */
-export function createApp({ traffic, log, api2, external, externalPath, maxInFlight }: Parts): Express {
+/** The path of a request through api, in order. */
+export function createApp(options: AppOptions): Express {
+  const { traffic, log, api2, external, collapse, externalPath, maxInFlight } = options;
   const app = express();
   app.disable('x-powered-by').disable('etag').set('query parser', false);
 
@@ -29,22 +34,25 @@ export function createApp({ traffic, log, api2, external, externalPath, maxInFli
   const limit = traffic.limit(maxInFlight, 'api');
   app.use(limit);
 
-  app.route('/hello').get(hello(api2), helloFailed()).all(methodNotAllowed('GET', 'HEAD'));
+  app
+    .route('/hello')
+    .get(hello(collapse ? coalescedGet(api2) : plainGet(api2)), helloErrorHandler())
+    .all(methodNotAllowed('GET', 'HEAD'));
   app
     .route('/data')
-    .get(data(external, externalPath, log))
+    .get(data(coalescedGet(external), externalPath, log))
     .all(methodNotAllowed('GET', 'HEAD'));
   app.route('/openapi.json').get(openApi()).all(methodNotAllowed('GET', 'HEAD'));
   app.use(
     gateway(limit, [
-      { path: '/books', methods: ['GET', 'HEAD', 'POST'], to: api2 },
-      { path: '/books/:id', methods: ['GET', 'HEAD', 'PUT', 'DELETE'], to: api2 },
+      { path: '/books', methods: ['GET', 'HEAD', 'POST'], nextHop: api2 },
+      { path: '/books/:id', methods: ['GET', 'HEAD', 'PUT', 'DELETE'], nextHop: api2 },
     ]),
   );
   app.use(page());
 
   app.use(notFound());
-  app.use(hopFailureAsProblem('api'));
-  app.use(answerProblem());
+  app.use(nextHopErrorToProblem('api'));
+  app.use(problemHandler());
   return app;
 }

@@ -1,47 +1,46 @@
 import type { RequestHandler, Response } from 'express';
-import { AnswerCache, type Stored } from '../../chassis/answer-cache';
-import type { Logger } from '../../chassis/logger';
-import type { Answer } from '../../chassis/next-hop/answer';
-import type { NextHop } from '../../chassis/next-hop/client';
-import { HopFailure } from '../../chassis/next-hop/failure';
-import { Problem } from '../../chassis/problem';
-import { statusOfAnswer } from '../../chassis/proxy-status';
-import { send } from '../../chassis/send';
+import { NextHopError, type WholeResponse } from 'next-hop';
+import { Problem } from '../../chassis/http/problem';
+import { proxyStatusOfResponse } from '../../chassis/http/proxy-status';
+import { send } from '../../chassis/http/send';
+import type { Logger } from '../../chassis/telemetry/logger';
+import type { Get } from './next-hops/coalesced-get';
+import { ResponseCache, type StoredResponse } from './response-cache';
 
-const MOST_LOGGED_BYTES = 1000;
+const MAX_LOGGED_BYTES = 1000;
 const HEADERS = ['accept', 'application/json', 'accept-encoding', 'identity'];
 
-/** What is relayed, and what `Cache-Status` (RFC 9211) says of it. */
-interface Relayed {
+/** The response of `/data`. `cacheStatus` is its `Cache-Status` (RFC 9211) without the cache name. */
+interface RelayedResponse {
   body: Buffer;
   cacheStatus: string;
-  /** In seconds, of what comes out of the cache. */
+  /** The age of a cached response, in seconds. */
   age?: number;
 }
 
-/** Relays the JSON at `path` of an external API, from a shared cache where its headers allow that. */
-export function data(external: NextHop, path: string, log: Logger): RequestHandler {
-  const relay = new Relay(external, path);
+/** Relays the JSON at `path` of an external API, through a shared cache as far as its headers allow. */
+export function data(get: Get, path: string, log: Logger): RequestHandler {
+  const relay = new Relay(get, path);
   return async function data(_req, res) {
     const relayed = await relay.read(res);
-    if (log.isLevelEnabled('debug')) log.debug({ data: beginOf(relayed.body) }, 'data relayed');
+    if (log.isLevelEnabled('debug')) log.debug({ data: truncate(relayed.body) }, 'data relayed');
     sendRelayed(res, relayed);
   };
 }
 
 class Relay {
-  private readonly cache = new AnswerCache();
-  // Requests that share a response share its outcome too: it is validated and stored once.
-  private readonly outcomes = new WeakMap<Answer, Relayed | Problem>();
+  private readonly cache = new ResponseCache();
+  // Requests that share a response share its outcome, so that it is validated and stored once.
+  private readonly outcomes = new WeakMap<WholeResponse, RelayedResponse | Problem>();
   private fetching = 0;
 
-  /** @param external must have `collapse` enabled: requests that arrive during a fetch share it */
+  /** @param get must coalesce: requests that arrive during a fetch share it */
   constructor(
-    private readonly external: NextHop,
+    private readonly get: Get,
     private readonly path: string,
   ) {}
 
-  async read(res: Response): Promise<Relayed> {
+  async read(res: Response): Promise<RelayedResponse> {
     const { stored } = this.cache;
     if (stored?.isFresh) return fromCache(stored, 'hit');
     const isCollapsed = this.fetching > 0;
@@ -51,74 +50,79 @@ class Relay {
 
   // Only the end of a fetch replaces the stored response, so all requests that share a fetch have the same stored
   // response and conditional headers.
-  private async fetch(res: Response, stored: Stored | undefined): Promise<Relayed> {
-    const answer = await this.ask(res, stored);
-    if (answer instanceof HopFailure) return fromCache(stored as Stored, `fwd=stale; detail=${answer.type}`);
-    const outcome = this.outcomes.get(answer) ?? this.outcomeOf(answer, stored);
-    this.outcomes.set(answer, outcome);
+  private async fetch(res: Response, stored: StoredResponse | undefined): Promise<RelayedResponse> {
+    const response = await this.request(res, stored);
+    if (response instanceof NextHopError)
+      return fromCache(stored as StoredResponse, `fwd=stale; detail=${response.code}`);
+    const outcome = this.outcomes.get(response) ?? this.outcomeOf(response, stored);
+    this.outcomes.set(response, outcome);
     if (outcome instanceof Problem) throw outcome;
     return outcome;
   }
 
-  /** Resolves to a failure only where what is stored may be served in its place. */
-  private async ask(res: Response, stored: Stored | undefined): Promise<Answer | HopFailure> {
-    const headers = [...HEADERS, ...(stored?.conditions ?? [])];
+  /** Resolves to an error only if the stored response may be served instead. */
+  private async request(
+    res: Response,
+    stored: StoredResponse | undefined,
+  ): Promise<WholeResponse | NextHopError> {
+    const headers = [...HEADERS, ...(stored?.conditionalHeaders ?? [])];
     this.fetching++;
     try {
-      return await this.external.get(this.path, res.locals.record, headers);
+      return await this.get(this.path, headers, res.locals.record);
     } catch (error) {
-      if (error instanceof HopFailure && stored?.servesErrors) return error;
+      if (error instanceof NextHopError && stored?.canBeServedOnError) return error;
       throw error;
     } finally {
       this.fetching--;
     }
   }
 
-  private outcomeOf(answer: Answer, stored: Stored | undefined): Relayed | Problem {
-    if (answer.status === 304 && stored)
-      return fromCache(this.cache.confirm(stored, answer), 'fwd=stale; fwd-status=304');
-    if (answer.status >= 500 && stored?.servesErrors)
-      return fromCache(stored, `fwd=stale; fwd-status=${answer.status}`);
-    if (!answer.isSuccess) return this.unexpected('status', answer);
-    if (!isJson(answer)) return this.unexpected('content', answer);
-    this.cache.store(answer);
+  private outcomeOf(response: WholeResponse, stored: StoredResponse | undefined): RelayedResponse | Problem {
+    if (response.statusCode === 304 && stored)
+      return fromCache(this.cache.refresh(stored, response), 'fwd=stale; fwd-status=304');
+    if (response.statusCode >= 500 && stored?.canBeServedOnError)
+      return fromCache(stored, `fwd=stale; fwd-status=${response.statusCode}`);
+    if (!response.ok) return this.unexpectedResponse('status', response);
+    if (!isJson(response)) return this.unexpectedResponse('content', response);
+    this.cache.store(response);
     return {
-      body: answer.body(),
-      cacheStatus: `fwd=${stored ? 'stale' : 'uri-miss'}; fwd-status=${answer.status}`,
+      body: response.body(),
+      cacheStatus: `fwd=${stored ? 'stale' : 'uri-miss'}; fwd-status=${response.statusCode}`,
     };
   }
 
-  private unexpected(what: 'status' | 'content', answer: Answer) {
-    return new Problem(502, `unexpected_${what}`, {
-      detail: `The external API answered with an unexpected ${what}.`,
-      headers: { 'proxy-status': statusOfAnswer('api', this.external.name, answer) },
-      cause: new Error(`${answer.status}, ${answer.headers['content-type'] ?? 'no content-type'}`),
+  private unexpectedResponse(aspect: 'status' | 'content', response: WholeResponse) {
+    return new Problem(502, `unexpected_${aspect}`, {
+      detail: `The external API responded with an unexpected ${aspect}.`,
+      headers: { 'proxy-status': proxyStatusOfResponse('api', 'external', response.statusCode) },
+      cause: new Error(`${response.statusCode}, ${response.headers['content-type'] ?? 'no content-type'}`),
     });
   }
 }
 
-function fromCache(stored: Stored, cacheStatus: string): Relayed {
+function fromCache(stored: StoredResponse, cacheStatus: string): RelayedResponse {
   return { body: stored.body, age: stored.age, cacheStatus };
 }
 
-function isJson(answer: Answer) {
-  if (!/^\s*application\/([\w.+-]+\+)?json\s*(;|$)/i.test(answer.headers['content-type'] ?? '')) return false;
+function isJson(response: WholeResponse) {
+  if (!/^\s*application\/([\w.+-]+\+)?json\s*(;|$)/i.test(response.headers['content-type'] ?? ''))
+    return false;
   try {
-    JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(answer.body()));
+    JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(response.body()));
     return true;
   } catch {
     return false;
   }
 }
 
-function sendRelayed(res: Response, { body, cacheStatus, age }: Relayed) {
+function sendRelayed(res: Response, { body, cacheStatus, age }: RelayedResponse) {
   res.setHeader('cache-status', `api; ${cacheStatus}`);
   if (age !== undefined) res.setHeader('age', age);
   res.setHeader('server-timing', res.locals.record.serverTiming());
   send(res, 200, 'application/json', body);
 }
 
-// As a stream, the decoder leaves out a character that is cut through.
-function beginOf(body: Buffer) {
-  return new TextDecoder().decode(body.subarray(0, MOST_LOGGED_BYTES), { stream: true });
+// With `stream`, the decoder omits an incomplete character at the end.
+function truncate(body: Buffer) {
+  return new TextDecoder().decode(body.subarray(0, MAX_LOGGED_BYTES), { stream: true });
 }

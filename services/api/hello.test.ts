@@ -4,8 +4,8 @@ import { type AddressInfo, connect, type Socket } from 'node:net';
 import { gzipSync } from 'node:zlib';
 import request, { type Response } from 'supertest';
 import { MockAgent } from 'undici';
-import { apiOver } from '../../test/app-under-test';
-import { deadPort, httpHop, rawHop, type StubHop } from '../../test/stub-hop';
+import { createTestApi } from '../../test/app-under-test';
+import { closedPort, httpUpstream, rawUpstream, type StubUpstream } from '../../test/stub-upstream';
 
 const TIMEOUT_MS = 400;
 const cleanups: (() => Promise<unknown>)[] = [];
@@ -14,8 +14,8 @@ afterEach(async () => {
   for (const cleanup of cleanups.splice(0)) await cleanup();
 });
 
-function over(hop: StubHop | string, options = {}, maxInFlight = 1024) {
-  const api = apiOver(
+function createApi(hop: StubUpstream | string, options = {}, maxInFlight = 1024) {
+  const api = createTestApi(
     typeof hop === 'string' ? hop : hop.origin,
     { timeoutMs: TIMEOUT_MS, ...options },
     maxInFlight,
@@ -25,18 +25,18 @@ function over(hop: StubHop | string, options = {}, maxInFlight = 1024) {
   return api;
 }
 
-const answering = (head: string, body: string | Buffer = '') =>
-  rawHop((socket) => {
+const respondingHop = (head: string, body: string | Buffer = '') =>
+  rawUpstream((socket) => {
     socket.write(`HTTP/1.1 ${head}\r\n\r\n`);
     socket.write(body);
   });
 
-describe('GET /hello when api2 answers', () => {
-  test('a 200 passes its text on, and none of its headers', async () => {
-    const hop = await httpHop((_req, res) => {
+describe('GET /hello when api2 responds', () => {
+  test('returns the text of a 200 and none of its headers', async () => {
+    const hop = await httpUpstream((_req, res) => {
       res.setHeader('set-cookie', 'a=b').setHeader('server', 'inner').setHeader('x-inner', '1').end('Grüße');
     });
-    const { app, completed } = over(hop);
+    const { app, completed } = createApi(hop);
     const res = await request(app).get('/hello').expect(200, 'Grüße');
     expect(res.headers['content-type']).toBe('text/plain; charset=utf-8');
     expect(res.headers).not.toHaveProperty('set-cookie');
@@ -49,20 +49,20 @@ describe('GET /hello when api2 answers', () => {
     expect(completed()[0]).not.toHaveProperty('error');
   });
 
-  test('a 204 gives an empty text', async () => {
-    const { app } = over(await answering('204 No Content'));
+  test('returns an empty text for a 204', async () => {
+    const { app } = createApi(await respondingHop('204 No Content'));
     await request(app).get('/hello').expect(200, '');
   });
 
-  test('a character split over two packets stays whole', async () => {
+  test('decodes a character that is split across two packets', async () => {
     const body = Buffer.from('naïve ☕');
-    const hop = await rawHop(async (socket) => {
+    const hop = await rawUpstream(async (socket) => {
       socket.setNoDelay(true);
       socket.write(`HTTP/1.1 200 OK\r\ncontent-length: ${body.length}\r\n\r\n`);
       socket.write(body.subarray(0, 3));
       setTimeout(() => socket.write(body.subarray(3)), 30);
     });
-    await request(over(hop).app).get('/hello').expect(200, 'naïve ☕');
+    await request(createApi(hop).app).get('/hello').expect(200, 'naïve ☕');
   });
 
   test.each([
@@ -70,78 +70,84 @@ describe('GET /hello when api2 answers', () => {
     ['text/plain; charset="utf-16le"', Buffer.from('café', 'utf16le'), 'café'],
     ['text/plain; charset=nonsense', Buffer.from('café'), 'café'],
     ['text/plain', Buffer.from('\ufeffcafé'), 'café'],
-  ])('a body of %s is decoded', async (type, body, text) => {
-    const hop = await answering(`200 OK\r\ncontent-type: ${type}\r\ncontent-length: ${body.length}`, body);
-    await request(over(hop).app).get('/hello').expect(200, text);
+  ])('decodes a body of type %s', async (type, body, text) => {
+    const hop = await respondingHop(
+      `200 OK\r\ncontent-type: ${type}\r\ncontent-length: ${body.length}`,
+      body,
+    );
+    await request(createApi(hop).app).get('/hello').expect(200, text);
   });
 
-  test.each([503, 404, 500, 301, 304, 418])('a %i is named in a 500', async (status) => {
-    const hop = await httpHop((_req, res) => {
-      res
-        .writeHead(status, { location: 'http://127.0.0.1:1/', 'set-cookie': 'a=b' })
-        .end(status === 304 ? '' : 'inner');
-    });
-    const { app, completed } = over(hop);
-    const res = await request(app).get('/hello').expect(500, `Error from api2: ${status}`);
-    expect(res.headers['content-type']).toBe('text/plain; charset=utf-8');
-    expect(res.headers['proxy-status']).toBe(`api; received-status=${status}; next-hop=api2`);
-    expect(res.headers).not.toHaveProperty('location');
-    expect(hop.requests()).toBe(1);
-    expect(completed()).toMatchObject([{ status: 500, nextHopStatus: status, level: 50 }]);
-  });
+  test.each([503, 404, 500, 301, 304, 418])(
+    'responds 500 with the status in its text to a %i',
+    async (status) => {
+      const hop = await httpUpstream((_req, res) => {
+        res
+          .writeHead(status, { location: 'http://127.0.0.1:1/', 'set-cookie': 'a=b' })
+          .end(status === 304 ? '' : 'inner');
+      });
+      const { app, completed } = createApi(hop);
+      const res = await request(app).get('/hello').expect(500, `Error from api2: ${status}`);
+      expect(res.headers['content-type']).toBe('text/plain; charset=utf-8');
+      expect(res.headers['proxy-status']).toBe(`api; received-status=${status}; next-hop=api2`);
+      expect(res.headers).not.toHaveProperty('location');
+      expect(hop.requests()).toBe(1);
+      expect(completed()).toMatchObject([{ status: 500, nextHopStatus: status, level: 50 }]);
+    },
+  );
 
-  test('a 503 whose body never ends is still told by its status, and its connection is given up', async () => {
+  test('reports the status of a 503 whose body never ends, and closes its connection', async () => {
     let closed = false;
-    const hop = await rawHop((socket) => {
+    const hop = await rawUpstream((socket) => {
       socket.once('close', () => {
         closed = true;
       });
       socket.write('HTTP/1.1 503 Service Unavailable\r\ncontent-length: 1000\r\n\r\nx');
     });
-    const { app } = over(hop);
+    const { app } = createApi(hop);
     await request(app).get('/hello').expect(500, 'Error from api2: 503');
     await until(() => closed);
   });
 
-  test('a body without a length is read to the end of its connection', async () => {
-    const hop = await rawHop((socket) => void socket.end('HTTP/1.0 200 OK\r\n\r\nHello'));
-    await request(over(hop).app).get('/hello').expect(200, 'Hello');
+  test('reads a body without a length until the connection ends', async () => {
+    const hop = await rawUpstream((socket) => void socket.end('HTTP/1.0 200 OK\r\n\r\nHello'));
+    await request(createApi(hop).app).get('/hello').expect(200, 'Hello');
   });
 
-  test('a body in ten thousand chunks is put together in order', async () => {
+  test('joins a body of ten thousand chunks in order', async () => {
     const parts = Array.from({ length: 10_000 }, (_, i) => String(i % 10));
-    const hop = await rawHop((socket) => {
+    const hop = await rawUpstream((socket) => {
       socket.write('HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n');
       socket.write(`${parts.map((part) => `1\r\n${part}\r\n`).join('')}0\r\n\r\n`);
     });
-    const { app } = over(hop, { timeoutMs: 5000 });
+    const { app } = createApi(hop, { timeoutMs: 5000 });
     expect((await request(app).get('/hello').expect(200)).text).toBe(parts.join(''));
   });
 
-  test('informational answers before the real one are passed over', async () => {
-    const hop = await answering(
+  test('ignores informational responses before the final one', async () => {
+    const hop = await respondingHop(
       '103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2',
       'ok',
     );
-    await request(over(hop).app).get('/hello').expect(200, 'ok');
+    await request(createApi(hop).app).get('/hello').expect(200, 'ok');
   });
 
-  test('bytes after the answer do not reach the next one', async () => {
-    const hop = await answering(
+  test('does not use surplus bytes after a response for the next one', async () => {
+    const hop = await respondingHop(
       '200 OK\r\ncontent-length: 2',
       'okHTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil',
     );
-    const { app } = over(hop);
+    const { app } = createApi(hop);
     for (let i = 0; i < 5; i++) {
       await request(app).get('/hello').expect(200, 'ok');
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
   });
 
-  test('the body is exactly 1 MiB: it is passed on; one byte more: it is not', async () => {
+  test('returns a body of exactly 1 MiB and rejects one that is a byte larger', async () => {
     let size = 1024 * 1024;
-    const hop = await httpHop((_req, res) => void res.end(Buffer.alloc(size, 'x')));
-    const { app } = over(hop, { timeoutMs: 2000 });
+    const hop = await httpUpstream((_req, res) => void res.end(Buffer.alloc(size, 'x')));
+    const { app } = createApi(hop, { timeoutMs: 2000 });
     const res = await request(app).get('/hello').expect(200);
     expect(res.text).toHaveLength(size);
     size++;
@@ -149,7 +155,7 @@ describe('GET /hello when api2 answers', () => {
   });
 });
 
-describe('GET /hello when api2 gives no usable answer', () => {
+describe('GET /hello when api2 returns no usable response', () => {
   const hang = () => {};
   const drip = (socket: Socket) => {
     socket.write('HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n');
@@ -165,26 +171,32 @@ describe('GET /hello when api2 gives no usable answer', () => {
     socket.on('drain', fill);
     fill();
   };
-  const bytes = (text: string) => (socket: Socket) => void socket.end(text);
-  const kept = (text: string) => (socket: Socket) => void socket.write(text);
+  const writeAndClose = (text: string) => (socket: Socket) => void socket.end(text);
+  const writeOnly = (text: string) => (socket: Socket) => void socket.write(text);
 
   test.each<[string, string, (socket: Socket) => void]>([
     ['resets the connection', 'connection_terminated', (socket) => void socket.resetAndDestroy()],
     ['closes without a byte', 'connection_terminated', (socket) => void socket.end()],
-    ['cuts its headers', 'connection_terminated', bytes('HTTP/1.1 200 OK\r\ncontent-le')],
-    ['cuts its body', 'http_response_incomplete', bytes('HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf')],
+    ['truncates its headers', 'connection_terminated', writeAndClose('HTTP/1.1 200 OK\r\ncontent-le')],
     [
-      'cuts a chunked body',
+      'truncates its body',
       'http_response_incomplete',
-      bytes('HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n'),
+      writeAndClose('HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf'),
     ],
     [
-      'cuts a chunked body of a connection that is to close',
+      'truncates a chunked body',
       'http_response_incomplete',
-      bytes('HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n'),
+      writeAndClose('HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n'),
     ],
     [
-      'resets in a body without a length',
+      'truncates a chunked body sent with connection: close',
+      'http_response_incomplete',
+      writeAndClose(
+        'HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n',
+      ),
+    ],
+    [
+      'resets the connection in a body without a length',
       'http_response_incomplete',
       (socket) => {
         socket.write('HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhalf');
@@ -194,39 +206,39 @@ describe('GET /hello when api2 gives no usable answer', () => {
     [
       'switches protocols',
       'http_protocol_error',
-      bytes('HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n'),
+      writeAndClose('HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n'),
     ],
     [
-      'answers 100 twice',
+      'responds 100 twice',
       'http_protocol_error',
-      bytes('HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n'),
+      writeAndClose('HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n'),
     ],
     [
-      'answers with the status 000',
+      'responds with status 000',
       'http_protocol_error',
-      kept('HTTP/1.1 000 Nothing\r\ncontent-length: 0\r\n\r\n'),
+      writeOnly('HTTP/1.1 000 Nothing\r\ncontent-length: 0\r\n\r\n'),
     ],
-    ['hangs', 'http_response_timeout', hang],
-    ['drips past the deadline', 'http_response_timeout', drip],
+    ['sends no response', 'http_response_timeout', hang],
+    ['sends a body that trickles past the deadline', 'http_response_timeout', drip],
     ['sends an endless body', 'http_response_body_size', endless],
     [
-      'announces 50 MB',
+      'declares a body of 50 MB',
       'http_response_body_size',
-      kept('HTTP/1.1 200 OK\r\ncontent-length: 50000000\r\n\r\nx'),
+      writeOnly('HTTP/1.1 200 OK\r\ncontent-length: 50000000\r\n\r\nx'),
     ],
     [
       'sends huge headers',
       'http_response_header_section_size',
-      kept(`HTTP/1.1 200 OK\r\nx: ${'y'.repeat(100_000)}\r\n\r\n`),
+      writeOnly(`HTTP/1.1 200 OK\r\nx: ${'y'.repeat(100_000)}\r\n\r\n`),
     ],
-    ['does not speak HTTP', 'http_protocol_error', kept('SSH-2.0-OpenSSH_9.2\r\n')],
+    ['does not speak HTTP', 'http_protocol_error', writeOnly('SSH-2.0-OpenSSH_9.2\r\n')],
     [
       'sends two content-lengths',
       'http_protocol_error',
-      kept('HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nabc'),
+      writeOnly('HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nabc'),
     ],
     [
-      'sends gzip unasked',
+      'sends gzip that was not requested',
       'http_response_content_coding',
       (socket) => {
         const body = gzipSync('Hello World!');
@@ -234,8 +246,8 @@ describe('GET /hello when api2 gives no usable answer', () => {
         socket.write(body);
       },
     ],
-  ])('because it %s: %s', async (_what, type, misbehave) => {
-    const { app, completed } = over(await rawHop(misbehave));
+  ])('when it %s: %s', async (_description, type, misbehave) => {
+    const { app, completed } = createApi(await rawUpstream(misbehave));
     const startedMs = performance.now();
     const res = await request(app).get('/hello').expect(500, 'Internal error contacting api2');
     expect(performance.now() - startedMs).toBeLessThan(TIMEOUT_MS + 250);
@@ -245,8 +257,8 @@ describe('GET /hello when api2 gives no usable answer', () => {
     expect(completed()[0]?.err).toMatchObject({ message: expect.any(String), stack: expect.any(String) });
   });
 
-  test('because it hangs, with one connection: still http_response_timeout, and the circuit opens', async () => {
-    const { app, lines } = over(await rawHop(hang), { connections: 1, timeoutMs: 40 });
+  test('when it never responds and there is one connection: http_response_timeout, and the circuit opens', async () => {
+    const { app, lines } = createApi(await rawUpstream(hang), { connections: 1, timeoutMs: 120 });
     for (let i = 0; i < 16; i++) {
       const res = await request(app).get('/hello').expect(500);
       expect(res.headers['proxy-status']).toBe('api; error=http_response_timeout; next-hop=api2');
@@ -255,40 +267,40 @@ describe('GET /hello when api2 gives no usable answer', () => {
     expect(lines).not.toContainEqual(expect.objectContaining({ msg: 'request repeated' }));
   });
 
-  test('because nobody listens: connection_refused', async () => {
-    const { app, completed } = over(`http://127.0.0.1:${await deadPort()}`);
+  test('when nothing listens on the port: connection_refused', async () => {
+    const { app, completed } = createApi(`http://127.0.0.1:${await closedPort()}`);
     const res = await request(app).get('/hello').expect(500, 'Internal error contacting api2');
     expect(res.headers['proxy-status']).toBe('api; error=connection_refused; next-hop=api2');
     expect(completed()[0]).toMatchObject({ error: 'connection_refused', err: { code: 'ECONNREFUSED' } });
   });
 
-  test('because its name is unknown: dns_error', async () => {
+  test('when its name does not resolve: dns_error', async () => {
     const lookup = () =>
       Promise.reject(Object.assign(new Error('getaddrinfo ENOTFOUND'), { code: 'ENOTFOUND' }));
-    const { app } = over('http://api2.invalid:8080', { lookup });
+    const { app } = createApi('http://api2.invalid:8080', { lookup });
     const res = await request(app).get('/hello').expect(500, 'Internal error contacting api2');
     expect(res.headers['proxy-status']).toBe('api; error=dns_error; next-hop=api2');
   });
 
-  test('because its name is not resolved in time: dns_timeout', async () => {
-    const { app } = over('http://api2.invalid:8080', { lookup: () => new Promise(() => {}) });
+  test('when its name is not resolved in time: dns_timeout', async () => {
+    const { app } = createApi('http://api2.invalid:8080', { lookup: () => new Promise(() => {}) });
     const res = await request(app).get('/hello').expect(500, 'Internal error contacting api2');
     expect(res.headers['proxy-status']).toBe('api; error=dns_timeout; next-hop=api2');
   });
 
-  test('because it does not trust its certificate: tls_certificate_error', async () => {
+  test('when its certificate is not trusted: tls_certificate_error', async () => {
     const error = Object.assign(new Error('self-signed certificate'), {
       code: 'DEPTH_ZERO_SELF_SIGNED_CERT',
     });
     const agent = new MockAgent();
     agent.get('http://api2:8080').intercept({ path: '/respond' }).replyWithError(error);
-    const { app } = over('http://api2:8080', { dispatcher: agent });
+    const { app } = createApi('http://api2:8080', { factory: () => agent.get('http://api2:8080') });
     const res = await request(app).get('/hello').expect(500, 'Internal error contacting api2');
     expect(res.headers['proxy-status']).toBe('api; error=tls_certificate_error; next-hop=api2');
   });
 
-  test('because the circuit is open: destination_unavailable, at once', async () => {
-    const { app, lines } = over(`http://127.0.0.1:${await deadPort()}`);
+  test('when the circuit is open: destination_unavailable, immediately', async () => {
+    const { app, lines } = createApi(`http://127.0.0.1:${await closedPort()}`);
     for (let i = 0; i < 16; i++) await request(app).get('/hello').expect(500);
     const startedMs = performance.now();
     const res = await request(app).get('/hello').expect(500, 'Internal error contacting api2');
@@ -297,10 +309,10 @@ describe('GET /hello when api2 gives no usable answer', () => {
     expect(lines).toContainEqual(expect.objectContaining({ msg: 'circuit changed', circuit: 'open' }));
   });
 
-  test('because all connections are busy until the deadline: 503 connection_limit_reached', async () => {
-    const { app } = over(await rawHop(hang), { connections: 1 });
-    const answers = await Promise.all([request(app).get('/hello'), request(app).get('/hello')]);
-    const [first, second] = answers.sort((a, b) => a.status - b.status) as [Response, Response];
+  test('when all connections are busy until the deadline: 503 connection_limit_reached', async () => {
+    const { app } = createApi(await rawUpstream(hang), { connections: 1 });
+    const responses = await Promise.all([request(app).get('/hello'), request(app).get('/hello')]);
+    const [first, second] = responses.sort((a, b) => a.status - b.status) as [Response, Response];
     expect(first.status).toBe(500);
     expect(second.status).toBe(503);
     expect(second.headers['retry-after']).toBe('1');
@@ -310,18 +322,18 @@ describe('GET /hello when api2 gives no usable answer', () => {
   });
 });
 
-describe('what api is asked', () => {
-  test('HEAD has the headers of GET and no body', async () => {
-    const { app } = over(await httpHop((_req, res) => void res.end('Hello')));
+describe('requests to api', () => {
+  test('responds to HEAD with the headers of GET and no body', async () => {
+    const { app } = createApi(await httpUpstream((_req, res) => void res.end('Hello')));
     const res = await request(app).head('/hello').expect(200);
     expect(res.headers['content-length']).toBe('5');
     expect(res.text).toBeUndefined();
   });
 
   test.each(['post', 'put', 'delete', 'patch', 'options'] as const)(
-    '%s gets 405 with Allow',
+    'responds 405 with Allow to %s',
     async (method) => {
-      const { app } = over('http://127.0.0.1:9');
+      const { app } = createApi('http://127.0.0.1:9');
       const res = await request(app)[method]('/hello').expect(405);
       expect(res.headers.allow).toBe('GET, HEAD');
       expect(res.type).toBe('application/problem+json');
@@ -334,25 +346,28 @@ describe('what api is asked', () => {
     },
   );
 
-  test.each(['/page', '/nothing', '/hello/more', '/respond', '/%zz'])('%s is not found', async (path) => {
-    const { app, completed } = over('http://127.0.0.1:9');
-    const res = await request(app).get(path);
-    expect([400, 404]).toContain(res.status);
-    expect(res.type).toBe('application/problem+json');
-    expect(completed()).toMatchObject([{ route: 'unmatched', status: res.status }]);
-  });
+  test.each(['/page', '/nothing', '/hello/more', '/respond', '/%zz'])(
+    'responds with a problem document to the unmatched path %s',
+    async (path) => {
+      const { app, completed } = createApi('http://127.0.0.1:9');
+      const res = await request(app).get(path);
+      expect([400, 404]).toContain(res.status);
+      expect(res.type).toBe('application/problem+json');
+      expect(completed()).toMatchObject([{ route: 'unmatched', status: res.status }]);
+    },
+  );
 
-  test('only the id and the tracing headers go on to api2', async () => {
-    let seen: string[] = [];
-    const { app } = over(
-      await httpHop((req, res) => {
-        seen = req.rawHeaders;
+  test('forwards only the request id and the tracing headers to api2', async () => {
+    let rawHeaders: string[] = [];
+    const { app } = createApi(
+      await httpUpstream((req, res) => {
+        rawHeaders = req.rawHeaders;
         res.end();
       }),
     );
     const traceparent = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01';
-    const passed = { 'x-request-id': 'abc-1', traceparent, tracestate: 'a=1', baggage: 'b=2' };
-    const kept = {
+    const forwarded = { 'x-request-id': 'abc-1', traceparent, tracestate: 'a=1', baggage: 'b=2' };
+    const dropped = {
       cookie: 'c=d',
       authorization: 'Bearer x',
       'x-forwarded-for': '1.2.3.4',
@@ -360,10 +375,10 @@ describe('what api is asked', () => {
     };
     await request(app)
       .get('/hello')
-      .set({ ...passed, ...kept })
+      .set({ ...forwarded, ...dropped })
       .expect(200)
       .expect('x-request-id', 'abc-1');
-    const names = seen.filter((_, i) => i % 2 === 0).map((name) => name.toLowerCase());
+    const names = rawHeaders.filter((_, i) => i % 2 === 0).map((name) => name.toLowerCase());
     expect(names.sort()).toEqual([
       'baggage',
       'connection',
@@ -372,13 +387,13 @@ describe('what api is asked', () => {
       'tracestate',
       'x-request-id',
     ]);
-    expect(seen).toEqual(expect.arrayContaining(['abc-1', traceparent, 'a=1', 'b=2']));
+    expect(rawHeaders).toEqual(expect.arrayContaining(['abc-1', traceparent, 'a=1', 'b=2']));
   });
 
   test.each(['', 'has space', 'a'.repeat(129), 'semi;colon', 'ümlaut'])(
-    'the request id %j is replaced',
+    'replaces the invalid request id %j',
     async (id) => {
-      const { app } = over(await httpHop((req, res) => void res.end(req.headers['x-request-id'])));
+      const { app } = createApi(await httpUpstream((req, res) => void res.end(req.headers['x-request-id'])));
       const res = await request(app)
         .get('/hello')
         .set('x-request-id', Buffer.from(id).toString('latin1'))
@@ -388,26 +403,26 @@ describe('what api is asked', () => {
     },
   );
 
-  test('more requests than MAX_IN_FLIGHT are answered 503 at once, with Retry-After', async () => {
-    const { app, completed } = over(await rawHop(() => {}), { timeoutMs: 1000 }, 2);
+  test('responds 503 with Retry-After immediately when more than MAX_IN_FLIGHT requests are in flight', async () => {
+    const { app, completed } = createApi(await rawUpstream(() => {}), { timeoutMs: 1000 }, 2);
     const server = createServer(app).listen(0);
     await once(server, 'listening');
     cleanups.push(async () => server.close());
-    const answers = await Promise.all([1, 2, 3].map(() => timed(request(server).get('/hello'))));
-    const refused = answers.filter(({ res }) => res.status === 503);
-    expect(refused).toHaveLength(1);
-    expect(refused[0]?.ms).toBeLessThan(500);
-    expect(refused[0]?.res.headers['retry-after']).toBe('1');
-    expect(refused[0]?.res.headers['proxy-status']).toBe('api; error=connection_limit_reached');
+    const responses = await Promise.all([1, 2, 3].map(() => timed(request(server).get('/hello'))));
+    const rejected = responses.filter(({ res }) => res.status === 503);
+    expect(rejected).toHaveLength(1);
+    expect(rejected[0]?.ms).toBeLessThan(500);
+    expect(rejected[0]?.res.headers['retry-after']).toBe('1');
+    expect(rejected[0]?.res.headers['proxy-status']).toBe('api; error=connection_limit_reached');
     expect(completed()).toContainEqual(
       expect.objectContaining({ status: 503, error: 'connection_limit_reached' }),
     );
   });
 
-  test('a client that leaves cancels its request to api2', async () => {
+  test('cancels the request to api2 when the client disconnects', async () => {
     let closed = false;
-    const hop = await rawHop((socket) => void socket.once('close', () => (closed = true)));
-    const { app, completed } = over(hop, { timeoutMs: 10_000 });
+    const hop = await rawUpstream((socket) => void socket.once('close', () => (closed = true)));
+    const { app, completed } = createApi(hop, { timeoutMs: 10_000 });
     const server = createServer(app).listen(0);
     await once(server, 'listening');
     cleanups.push(async () => server.close());
@@ -423,28 +438,30 @@ describe('what api is asked', () => {
 });
 
 describe('with COLLAPSE on', () => {
-  async function collapsing(hop: StubHop, timeoutMs = 2000) {
-    const api = over(hop, { collapse: true, timeoutMs });
+  async function startCoalescingApi(hop: StubUpstream, timeoutMs = 2000) {
+    const api = createApi(hop, { collapse: true, timeoutMs });
     const server = createServer(api.app).listen(0);
     await once(server, 'listening');
     cleanups.push(async () => server.close());
     return { ...api, server, port: (server.address() as AddressInfo).port };
   }
 
-  test('callers at the same time share one exchange, each with its own request id and line', async () => {
-    let asked: unknown;
-    const hop = await httpHop((req, res) => {
-      asked = req.headers['x-request-id'];
+  test('concurrent requests share one exchange, each with its own request id and log line', async () => {
+    let forwardedId: unknown;
+    const hop = await httpUpstream((req, res) => {
+      forwardedId = req.headers['x-request-id'];
       setTimeout(() => res.end('shared'), 100);
     });
-    const { server, completed } = await collapsing(hop);
+    const { server, completed } = await startCoalescingApi(hop);
     const ids = Array.from({ length: 20 }, (_, i) => `caller-${i}`);
-    const answers = await Promise.all(ids.map((id) => request(server).get('/hello').set('x-request-id', id)));
-    expect(answers.map(({ text, headers }) => `${text} ${headers['x-request-id']}`)).toEqual(
+    const responses = await Promise.all(
+      ids.map((id) => request(server).get('/hello').set('x-request-id', id)),
+    );
+    expect(responses.map(({ text, headers }) => `${text} ${headers['x-request-id']}`)).toEqual(
       ids.map((id) => `shared ${id}`),
     );
     expect(hop.requests()).toBe(1);
-    expect(ids).toContain(asked);
+    expect(ids).toContain(forwardedId);
     expect(
       completed()
         .map(({ requestId }) => requestId)
@@ -456,32 +473,32 @@ describe('with COLLAPSE on', () => {
     expect(hop.requests()).toBe(2);
   });
 
-  test("a failure is everybody's", async () => {
-    const hop = await rawHop(() => {});
-    const { server, completed } = await collapsing(hop, 200);
-    const answers = await Promise.all([1, 2, 3].map(() => request(server).get('/hello')));
-    for (const { status, text } of answers)
+  test('a failed exchange fails all requests that share it', async () => {
+    const hop = await rawUpstream(() => {});
+    const { server, completed } = await startCoalescingApi(hop, 200);
+    const responses = await Promise.all([1, 2, 3].map(() => request(server).get('/hello')));
+    for (const { status, text } of responses)
       expect([status, text]).toEqual([500, 'Internal error contacting api2']);
     expect(completed()).toHaveLength(3);
     for (const line of completed()) expect(line).toMatchObject({ error: 'http_response_timeout' });
-    // The first and its hedge.
+    // The first attempt and its hedge.
     expect(hop.requests()).toBe(2);
   });
 
-  test('one that leaves does not cancel it for the others, the last one does', async () => {
+  test('the exchange is cancelled only when all its clients have disconnected', async () => {
     let closed = 0;
-    let answer = () => {};
-    const hop = await httpHop((_req, res) => {
+    let respond = () => {};
+    const hop = await httpUpstream((_req, res) => {
       res.on('close', () => closed++);
-      answer = () => res.end('ok');
+      respond = () => res.end('ok');
     });
-    const { server, port, completed } = await collapsing(hop, 8000);
-    const leave = () => {
+    const { server, port, completed } = await startCoalescingApi(hop, 8000);
+    const connectClient = () => {
       const client = connect(port);
       client.write('GET /hello HTTP/1.1\r\nhost: a\r\n\r\n');
       return client;
     };
-    const first = leave();
+    const first = connectClient();
     await until(() => hop.requests() === 1);
     const second = request(server)
       .get('/hello')
@@ -491,9 +508,9 @@ describe('with COLLAPSE on', () => {
     await until(() => completed().length === 1);
     expect(completed()).toMatchObject([{ status: 499 }]);
     expect(closed).toBe(0);
-    answer();
+    respond();
     expect(await second).toBe('ok');
-    const clients = [leave(), leave()];
+    const clients = [connectClient(), connectClient()];
     await until(() => hop.requests() === 2);
     await new Promise((resolve) => setTimeout(resolve, 50));
     closed = 0;

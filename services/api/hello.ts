@@ -1,31 +1,41 @@
 import type { ErrorRequestHandler, RequestHandler, Response } from 'express';
-import type { NextHop } from '../../chassis/next-hop/client';
-import { HopFailure } from '../../chassis/next-hop/failure';
-import { statusOfAnswer, statusOfFailure } from '../../chassis/proxy-status';
-import { sendText } from '../../chassis/send';
+import { NextHopError } from 'next-hop';
+import { proxyStatusOfError, proxyStatusOfResponse } from '../../chassis/http/proxy-status';
+import { sendText } from '../../chassis/http/send';
+import type { Get } from './next-hops/coalesced-get';
 
-/** Asks api2 and answers with its text. */
-export function hello(api2: NextHop): RequestHandler {
+/** Calls api2 and responds with the text that it returns. */
+export function hello(get: Get): RequestHandler {
   return async function hello(_req, res) {
-    const answer = await api2.get('/respond', res.locals.record);
-    if (answer.isSuccess) return sendTimed(res, 200, answer.text());
-    res.setHeader('proxy-status', statusOfAnswer('api', api2.name, answer));
-    sendTimed(res, 500, `Error from api2: ${answer.status}`);
+    const { record } = res.locals;
+    const response = await get('/respond', record.forwardedHeaders, record);
+    if (response.ok) sendWithTiming(res, 200, response.text());
+    else sendApi2Status(res, response.statusCode);
   };
 }
 
-/** What `/hello` answers when api2 gave no usable answer. */
-export function helloFailed(): ErrorRequestHandler {
-  return function helloFailed(error, _req, res, next) {
-    if (!(error instanceof HopFailure)) return next(error);
-    // Our own bound is not api2's failure.
-    if (error.type === 'connection_limit_reached') return next(error);
-    res.setHeader('proxy-status', statusOfFailure('api', error));
-    sendTimed(res, 500, 'Internal error contacting api2');
+/** Sends the response of `/hello` for failed calls to api2. */
+export function helloErrorHandler(): ErrorRequestHandler {
+  return function helloErrorHandler(error, _req, res, next) {
+    // This limit is api's own, so reaching it is not a failure of api2.
+    if (!(error instanceof NextHopError) || error.code === 'connection_limit_reached') return next(error);
+    if (error.statusCode !== undefined && !isSuccess(error.statusCode))
+      return sendApi2Status(res, error.statusCode);
+    res.setHeader('proxy-status', proxyStatusOfError('api', error));
+    sendWithTiming(res, 500, 'Internal error contacting api2');
   };
 }
 
-function sendTimed(res: Response, status: number, text: string) {
+function sendApi2Status(res: Response, statusCode: number) {
+  res.setHeader('proxy-status', proxyStatusOfResponse('api', 'api2', statusCode));
+  sendWithTiming(res, 500, `Error from api2: ${statusCode}`);
+}
+
+function sendWithTiming(res: Response, status: number, text: string) {
   res.setHeader('server-timing', res.locals.record.serverTiming());
   sendText(res, status, text);
+}
+
+function isSuccess(statusCode: number) {
+  return statusCode >= 200 && statusCode < 300;
 }

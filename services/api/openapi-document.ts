@@ -3,7 +3,7 @@ import { book, bookPage, bookQuery, idempotencyKey, newBook, newBookYear } from 
 
 type Schema = Record<string, unknown>;
 
-/** The OpenAPI 3.1 document of the public routes. Its book schemas are those that validate the requests. */
+/** The OpenAPI 3.1 document of the public routes. Its book schemas are also used to validate requests. */
 export function createDocument() {
   return {
     openapi: '3.1.1',
@@ -56,7 +56,7 @@ export function createDocument() {
           'The durations of the next hop and of the complete request, in milliseconds.',
         ),
         'X-Content-Type-Options': header('Always `nosniff`.'),
-        'Proxy-Status': header('What went wrong between api and its next hop (RFC 9209).'),
+        'Proxy-Status': header('The failure between api and its next hop (RFC 9209).'),
       },
     },
   };
@@ -102,7 +102,7 @@ const problem = {
       type: 'string',
       description: 'The cause: an error type of RFC 9209, or a word such as `not_found`.',
     },
-    detail: { type: 'string', description: 'An explanation for people.' },
+    detail: { type: 'string', description: 'A human-readable explanation.' },
     requestId: { type: 'string', description: 'The value of `X-Request-Id`.' },
     errors: {
       description: 'Every validation error of the request body.',
@@ -183,7 +183,7 @@ const getData = {
   tags: ['relay'],
   summary: 'Get the data of the external API',
   description:
-    'Relays the JSON of the external API unchanged, from a shared cache (RFC 9111) where that API allows it. ' +
+    'Relays the JSON of the external API unchanged, through a shared cache (RFC 9111) if that API allows caching. ' +
     'Requests that arrive during a fetch share it.',
   responses: {
     200: response(
@@ -208,7 +208,7 @@ const listBooks = {
   parameters: queryParameters(),
   responses: {
     200: response('A page of books.', 'application/json', ref('schemas', 'BookPage'), {
-      Link: header('The path of the next page, with `rel="next"`, while there is more.'),
+      Link: header('The path of the next page, with `rel="next"`; absent on the last page.'),
       'Cache-Control': header('Always `no-cache`.'),
     }),
     ...problems(400, 405),
@@ -292,8 +292,10 @@ function componentSchemas() {
   const schemas = { NewBook: newBook, NewBookYear: newBookYear, Book: book, BookPage: bookPage };
   const registry = z.registry<{ id: string }>();
   for (const [id, schema] of Object.entries(schemas)) registry.add(schema, { id });
-  const made = z.toJSONSchema(registry, { io: 'input', uri: (id) => ref('schemas', id).$ref });
-  return Object.fromEntries(Object.entries(made.schemas).map(([id, schema]) => [id, inDocument(schema)]));
+  const generated = z.toJSONSchema(registry, { io: 'input', uri: (id) => ref('schemas', id).$ref });
+  return Object.fromEntries(
+    Object.entries(generated.schemas).map(([id, schema]) => [id, withoutSchemaKeywords(schema)]),
+  );
 }
 
 function queryParameters() {
@@ -302,10 +304,10 @@ function queryParameters() {
 }
 
 function schemaOf(schema: z.ZodType): Schema {
-  return inDocument(z.toJSONSchema(schema));
+  return withoutSchemaKeywords(z.toJSONSchema(schema));
 }
 
-// OpenAPI 3.1 defines the dialect, and the place in the document identifies the schema.
-function inDocument({ $schema: _dialect, $id: _place, ...schema }: Schema): Schema {
+// OpenAPI 3.1 defines the dialect, and the position in the document identifies the schema.
+function withoutSchemaKeywords({ $schema: _dialect, $id: _id, ...schema }: Schema): Schema {
   return schema;
 }

@@ -1,7 +1,7 @@
 import type { RequestHandler } from 'express';
-import { send } from '../../chassis/send';
+import { send } from '../../chassis/http/send';
 
-/** Answers with the OpenAPI 3.1 document of the public routes. */
+/** Serves the OpenAPI 3.1 document of the public routes. */
 export function openApi(): RequestHandler {
   let json: string | undefined;
   return function openApi(_req, res) {
@@ -11,7 +11,7 @@ export function openApi(): RequestHandler {
   };
 }
 
-// Loaded when it is asked for: to make it takes a tenth of the time that the service takes to start.
+// Loaded on the first request, because creating the document takes a tenth of the service's startup time.
 function createDocument() {
   const document: typeof import('./openapi-document') = require('./openapi-document');
   return document.createDocument();

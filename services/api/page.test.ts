@@ -1,14 +1,14 @@
 import request from 'supertest';
-import { apiOver } from '../../test/app-under-test';
+import { createTestApi } from '../../test/app-under-test';
 
-const { app, api2, external } = apiOver('http://127.0.0.1:9');
+const { app, api2, external } = createTestApi('http://127.0.0.1:9');
 
 afterAll(() => Promise.all([api2.close(), external.close()]));
 
-async function files() {
+async function pageFiles() {
   const { text } = await request(app).get('/').expect(200);
-  const found = [...text.matchAll(/(?:src|href)="(\/[\w.-]+)"/g)].map(([, path]) => String(path));
-  const all = new Set(['/', ...found]);
+  const linked = [...text.matchAll(/(?:src|href)="(\/[\w.-]+)"/g)].map(([, path]) => String(path));
+  const all = new Set(['/', ...linked]);
   for (const path of all) {
     const script = path.endsWith('.js') ? (await request(app).get(path).expect(200)).text : '';
     for (const [, name] of script.matchAll(/from '\.(\/[\w.-]+)'/g)) all.add(String(name));
@@ -16,9 +16,9 @@ async function files() {
   return [...all];
 }
 
-test('the page and all that it names are there, under 100 kB in all, with headers that lock it in', async () => {
+test('serves the page and all files that it refers to, less than 100 kB in total, with security headers', async () => {
   let bytes = 0;
-  for (const path of await files()) {
+  for (const path of await pageFiles()) {
     const res = await request(app).get(path).buffer(true).expect(200);
     bytes += Number(res.headers['content-length']);
     expect(res.headers['cache-control']).toBe('no-cache');
@@ -34,7 +34,7 @@ test('the page and all that it names are there, under 100 kB in all, with header
   expect(bytes).toBeLessThan(100_000);
 });
 
-test('a file that is known already: 304; other methods: 405', async () => {
+test('responds 304 to a matching If-None-Match and 405 to other methods', async () => {
   const { headers } = await request(app).get('/page.js').expect(200);
   expect(headers['content-type']).toBe('text/javascript; charset=utf-8');
   await request(app).get('/page.js').set('if-none-match', String(headers.etag)).expect(304);
@@ -42,7 +42,7 @@ test('a file that is known already: 304; other methods: 405', async () => {
 });
 
 test.each(['/../package.json', '/page.ts', '/index.html', '/page/page.js', '/%2e%2e/package.json'])(
-  '%s is not served',
+  'does not serve %s',
   async (path) => {
     expect((await request(app).get(path)).status).toBe(404);
   },

@@ -1,9 +1,9 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type RequestHandler, Router } from 'express';
-import { etagOf, isNotModified } from '../../chassis/preconditions';
-import { methodNotAllowed } from '../../chassis/problem';
-import { send } from '../../chassis/send';
+import { etagOf, isNotModified } from '../../chassis/http/preconditions';
+import { methodNotAllowed } from '../../chassis/http/problem';
+import { send } from '../../chassis/http/send';
 
 const TYPES: Readonly<Record<string, string>> = {
   html: 'text/html; charset=utf-8',
@@ -28,7 +28,7 @@ const FILES = [
   'undo.js',
 ];
 
-const POLICY = [
+const CONTENT_SECURITY_POLICY = [
   "default-src 'none'",
   "script-src 'self'",
   "style-src 'self'",
@@ -40,35 +40,35 @@ const POLICY = [
   "require-trusted-types-for 'script'",
 ].join('; ');
 
-// Nothing that would need HTTPS: the page is also used over plain HTTP, on a local address.
+// No header here requires HTTPS, because the page is also used over plain HTTP on a local address.
 const HEADERS = {
-  'content-security-policy': POLICY,
+  'content-security-policy': CONTENT_SECURITY_POLICY,
   'x-frame-options': 'DENY',
   'referrer-policy': 'no-referrer',
   'cross-origin-resource-policy': 'same-origin',
-  // Its files have no version in their names, so each use asks whether they still hold.
+  // The file names have no version, so browsers must revalidate each file on every use.
   'cache-control': 'no-cache',
 };
 
 // When running from source, read files on every request so that edits show on reload.
-const FROM_SOURCE = __filename.endsWith('.ts');
+const RUNS_FROM_SOURCE = __filename.endsWith('.ts');
 
-/** Serves the page at `/` and its files. In a build, they are read once, at startup. */
+/** Serves the page at `/` and its files. When built, reads them once, at startup. */
 export function page(): Router {
   const router = Router();
   for (const name of FILES) {
     const path = name === 'index.html' ? '/' : `/${name}`;
-    router.route(path).get(file(name)).all(methodNotAllowed('GET', 'HEAD'));
+    router.route(path).get(serveFile(name)).all(methodNotAllowed('GET', 'HEAD'));
   }
   return router;
 }
 
-function file(name: string): RequestHandler {
+function serveFile(name: string): RequestHandler {
   const path = locate(name);
-  const atStart = read(path);
+  const fileAtStartup = read(path);
   const type = TYPES[name.split('.').at(-1) as string] as string;
-  return function file(req, res) {
-    const { content, etag } = FROM_SOURCE ? read(path) : atStart;
+  return function serveFile(req, res) {
+    const { content, etag } = RUNS_FROM_SOURCE ? read(path) : fileAtStartup;
     for (const [header, value] of Object.entries(HEADERS)) res.setHeader(header, value);
     res.setHeader('etag', etag);
     res.setHeader('server-timing', res.locals.record.serverTiming());
@@ -82,8 +82,8 @@ function read(path: string) {
   return { content, etag: etagOf(content) };
 }
 
-// Once built, all files are beside this one. In the source tree the scripts are missing there: tsc writes them to dist.
+// When built, all files are next to this one. When running from source, the compiled scripts are in dist.
 function locate(name: string) {
-  const beside = join(__dirname, 'page', name);
-  return existsSync(beside) ? beside : join('dist', 'services', 'api', 'page', name);
+  const adjacent = join(__dirname, 'page', name);
+  return existsSync(adjacent) ? adjacent : join('dist', 'services', 'api', 'page', name);
 }

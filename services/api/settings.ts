@@ -14,34 +14,36 @@ export type Settings = ReturnType<typeof readSettings>;
 
 // The requests for /data share one fetch, so few connections are needed.
 const EXTERNAL_CONNECTIONS = 16;
-// The names of others move rarely; one whose address fails is looked up again at once.
-const EXTERNAL_LOOKUP_EVERY_MS = 30_000;
+// The addresses of external hosts rarely change, and a failed address triggers an immediate lookup.
+const EXTERNAL_LOOKUP_INTERVAL_MS = 30_000;
 
-// A URL leaves out the default port of its scheme.
+// `URL.port` is empty for the default port of the scheme.
 function portOf(origin: string) {
   const { port, protocol } = new URL(origin);
   return Number(port) || (protocol === 'https:' ? 443 : 80);
 }
 
-const isBare = ({ username, password }: URL) => !username && !password;
+const hasNoCredentials = ({ username, password }: URL) => !username && !password;
 
 const proxyUrl = () => url(['http:', 'https:'], 'a URL such as http://proxy:3128');
 
 /**
- * The settings of api from an environment object.
- * @throws {SettingsError} naming every wrong variable
+ * Reads the settings of api from an environment object.
+ * @throws {SettingsError} that lists every invalid variable
  */
 export function readSettings(env: Env) {
-  const { running, own } = readEnv(env, {
+  const { shared, own } = readEnv(env, {
     API2_URL: httpOrigin().default('http://api2:8080'),
     API2_FALLBACK_HOST: host().optional(),
     API2_TIMEOUT_MS: milliseconds().default(2000),
     API2_CONNECTIONS: wholeNumber(1, 65_535).default(64),
     MAX_IN_FLIGHT: wholeNumber(1, 1_000_000).default(1024),
     COLLAPSE: onOff().default(false),
-    EXTERNAL_URL: url(['https:', 'http:'], 'a URL such as https://example.org/data.json', isBare).default(
-      'https://static-assets.codecademy.com/Courses/Learn-Node/http/data.json',
-    ),
+    EXTERNAL_URL: url(
+      ['https:', 'http:'],
+      'a URL such as https://example.org/data.json',
+      hasNoCredentials,
+    ).default('https://static-assets.codecademy.com/Courses/Learn-Node/http/data.json'),
     EXTERNAL_TIMEOUT_MS: milliseconds().default(5000),
     HTTPS_PROXY: proxyUrl().optional(),
     https_proxy: proxyUrl().optional(),
@@ -50,28 +52,25 @@ export function readSettings(env: Env) {
   });
   const externalUrl = new URL(own.EXTERNAL_URL);
   return {
-    ...running,
+    ...shared,
     api2: {
       origin: own.API2_URL,
       timeoutMs: own.API2_TIMEOUT_MS,
       connections: own.API2_CONNECTIONS,
-      collapse: own.COLLAPSE,
     },
+    collapse: own.COLLAPSE,
     api2Fallback: own.API2_FALLBACK_HOST
       ? { host: own.API2_FALLBACK_HOST, port: portOf(own.API2_URL) }
       : undefined,
     maxInFlight: own.MAX_IN_FLIGHT,
+    externalPath: externalUrl.pathname + externalUrl.search,
     external: {
       origin: externalUrl.origin,
-      path: externalUrl.pathname + externalUrl.search,
       timeoutMs: own.EXTERNAL_TIMEOUT_MS,
       connections: EXTERNAL_CONNECTIONS,
-      lookupEveryMs: EXTERNAL_LOOKUP_EVERY_MS,
-      passesOn: false,
-      collapse: true,
-      // Lowercase names take precedence, as in curl and undici.
-      proxyUrl: own.https_proxy ?? own.HTTPS_PROXY,
-      noProxy: own.no_proxy ?? own.NO_PROXY,
+      lookupIntervalMs: EXTERNAL_LOOKUP_INTERVAL_MS,
     },
+    // Lowercase names take precedence, as in curl and undici.
+    proxy: { proxyUrl: own.https_proxy ?? own.HTTPS_PROXY, noProxy: own.no_proxy ?? own.NO_PROXY },
   };
 }

@@ -1,31 +1,31 @@
 import express, { type Express } from 'express';
-import { answerProblem, methodNotAllowed, notFound } from '../../chassis/problem';
-import type { Traffic } from '../../chassis/traffic';
+import { methodNotAllowed, notFound, problemHandler } from '../../chassis/http/problem';
+import type { Traffic } from '../../chassis/telemetry/traffic';
 import type { BookStore } from './book-store';
 import { books } from './books';
-import type { Fault } from './fault';
+import type { FaultInjector } from './fault';
 import { respond } from './respond';
 
-export interface Parts {
+export interface AppOptions {
   traffic: Traffic;
-  /** The fault switch; undefined where faults are off. */
-  fault: Fault | undefined;
+  /** Undefined if fault injection is off. */
+  faultInjector: FaultInjector | undefined;
   greeting: string;
   store: BookStore;
 }
 
-/** The way of a request through api2, in order. */
-export function createApp({ traffic, fault, greeting, store }: Parts): Express {
+/** The path of a request through api2, in order. */
+export function createApp({ traffic, faultInjector, greeting, store }: AppOptions): Express {
   const app = express();
   app.disable('x-powered-by').disable('etag').set('query parser', false);
 
   app.use(traffic.record());
-  if (fault) app.use(fault.middleware());
+  if (faultInjector) app.use(faultInjector.middleware());
 
   app.route('/respond').get(respond(greeting)).all(methodNotAllowed('GET', 'HEAD'));
   app.use(books(store));
 
   app.use(notFound());
-  app.use(answerProblem());
+  app.use(problemHandler());
   return app;
 }

@@ -1,13 +1,13 @@
 import { type Request, type RequestHandler, type Response, Router } from 'express';
-import { jsonBody, validBody } from '../../chassis/json-body';
-import { checkPreconditions, etagOf, isNotModified } from '../../chassis/preconditions';
-import { methodNotAllowed, nothingHere, Problem } from '../../chassis/problem';
-import { queryOf } from '../../chassis/request-target';
-import { send } from '../../chassis/send';
+import { jsonBody, validateBody } from '../../chassis/http/json-body';
+import { checkPreconditions, etagOf, isNotModified } from '../../chassis/http/preconditions';
+import { methodNotAllowed, notFoundProblem, Problem } from '../../chassis/http/problem';
+import { queryOf } from '../../chassis/http/request-target';
+import { send } from '../../chassis/http/send';
 import { type Book, book, bookQuery, idempotencyKey, newBook } from '../../contract/books';
-import { type BookStore, KeyReused, StoreUnavailable } from './book-store';
+import { type BookStore, IdempotencyKeyReusedError, StoreUnavailableError } from './book-store';
 
-/** The resource `/books`, kept in `store`. */
+/** The routes of `/books`, with the books in `store`. */
 export function books(store: BookStore): Router {
   const routes = Router();
   routes
@@ -21,14 +21,14 @@ export function books(store: BookStore): Router {
     .put(jsonBody(), replace(store))
     .delete(remove(store))
     .all(methodNotAllowed('GET', 'HEAD', 'PUT', 'DELETE'));
-  routes.use(answerStoreFailure);
+  routes.use(storeErrorToProblem);
   return routes;
 }
 
 function list(store: BookStore): RequestHandler {
   return async function list(req, res) {
-    const { limit, after } = pageOf(req);
-    // One more than asked for tells whether there is a next page.
+    const { limit, after } = parsePageQuery(req);
+    // One extra book shows whether there is a next page.
     const found = await store.list(limit + 1, after);
     const items = found.slice(0, limit);
     const next = found.length > limit ? (items.at(-1) as Book).id : null;
@@ -39,8 +39,8 @@ function list(store: BookStore): RequestHandler {
 
 function create(store: BookStore): RequestHandler {
   return async function create(req, res) {
-    const key = keyOf(req);
-    const created = await store.create(validBody(newBook, req.body), key);
+    const key = parseIdempotencyKey(req);
+    const created = await store.create(validateBody(newBook, req.body), key);
     res.setHeader('location', `/books/${created.id}`);
     sendBook(res, 201, created);
   };
@@ -48,10 +48,10 @@ function create(store: BookStore): RequestHandler {
 
 function read(store: BookStore): RequestHandler {
   return async function read(req, res) {
-    const found = await store.get(idOf(req));
-    if (found === undefined) throw nothingHere();
-    if (!isNotModified(req.headers, tagOf(found))) return sendBook(res, 200, found);
-    res.setHeader('etag', tagOf(found));
+    const found = await store.get(parseId(req));
+    if (found === undefined) throw notFoundProblem();
+    if (!isNotModified(req.headers, etagOfBook(found))) return sendBook(res, 200, found);
+    res.setHeader('etag', etagOfBook(found));
     res.setHeader('cache-control', 'no-cache');
     res.status(304).end();
   };
@@ -59,64 +59,64 @@ function read(store: BookStore): RequestHandler {
 
 function replace(store: BookStore): RequestHandler {
   return async function replace(req, res) {
-    const id = idOf(req);
-    const becomes = validBody(newBook, req.body);
-    const existed = await store.change(id, (current) => {
-      checkPreconditions(req.headers, tagOf(current));
-      return becomes;
+    const id = parseId(req);
+    const replacement = validateBody(newBook, req.body);
+    const exists = await store.change(id, (current) => {
+      checkPreconditions(req.headers, etagOfBook(current));
+      return replacement;
     });
-    if (!existed) throw nothingHere();
-    sendBook(res, 200, { id, ...becomes });
+    if (!exists) throw notFoundProblem();
+    sendBook(res, 200, { id, ...replacement });
   };
 }
 
 function remove(store: BookStore): RequestHandler {
   return async function remove(req, res) {
-    const existed = await store.change(idOf(req), (current) => {
-      checkPreconditions(req.headers, tagOf(current));
+    const exists = await store.change(parseId(req), (current) => {
+      checkPreconditions(req.headers, etagOfBook(current));
       return undefined;
     });
-    if (!existed) throw nothingHere();
+    if (!exists) throw notFoundProblem();
     res.status(204).end();
   };
 }
 
-function pageOf(req: Request) {
-  const given = new URLSearchParams(queryOf(req));
-  const one = (name: string) => (given.has(name) ? given.getAll(name).join() : undefined);
-  const result = bookQuery.safeParse({ limit: one('limit'), after: one('after') });
+function parsePageQuery(req: Request) {
+  const query = new URLSearchParams(queryOf(req));
+  const parameter = (name: string) => (query.has(name) ? query.getAll(name).join() : undefined);
+  const result = bookQuery.safeParse({ limit: parameter('limit'), after: parameter('after') });
   if (result.success) return result.data;
-  const faults = result.error.issues.map(({ path, message }) => `${String(path[0])}: ${message}`);
-  throw new Problem(400, 'invalid_query', { detail: faults.join(' ') });
+  const errors = result.error.issues.map(({ path, message }) => `${String(path[0])}: ${message}`);
+  throw new Problem(400, 'invalid_query', { detail: errors.join(' ') });
 }
 
-function keyOf(req: Request) {
-  const given = req.headers['idempotency-key'];
-  if (given === undefined) return undefined;
-  const result = idempotencyKey.safeParse(given);
+function parseIdempotencyKey(req: Request) {
+  const key = req.headers['idempotency-key'];
+  if (key === undefined) return undefined;
+  const result = idempotencyKey.safeParse(key);
   if (result.success) return result.data;
   const detail = `Idempotency-Key: ${result.error.issues.map(({ message }) => message).join(' ')}`;
   throw new Problem(400, 'invalid_idempotency_key', { detail });
 }
 
-function idOf(req: Request) {
+function parseId(req: Request) {
   const result = book.shape.id.safeParse(req.params.id);
-  if (!result.success) throw nothingHere();
+  if (!result.success) throw notFoundProblem();
   return result.data;
 }
 
-// Written out, so that the same book has the same tag whatever made the object.
-function representationOf({ id, title, author, year }: Book) {
+// The fixed order of the fields gives equal books equal ETags.
+function serialize({ id, title, author, year }: Book) {
   return JSON.stringify({ id, title, author, year });
 }
 
-function tagOf(found: Book) {
-  return etagOf(representationOf(found));
+function etagOfBook(found: Book) {
+  return etagOf(serialize(found));
 }
 
 function sendBook(res: Response, status: number, found: Book) {
-  res.setHeader('etag', tagOf(found));
-  sendJson(res, status, representationOf(found));
+  res.setHeader('etag', etagOfBook(found));
+  sendJson(res, status, serialize(found));
 }
 
 function sendJson(res: Response, status: number, json: string) {
@@ -124,12 +124,14 @@ function sendJson(res: Response, status: number, json: string) {
   send(res, status, 'application/json', json);
 }
 
-function answerStoreFailure(error: unknown, _req: Request, _res: Response, next: (error: unknown) => void) {
-  if (error instanceof KeyReused)
+function storeErrorToProblem(error: unknown, _req: Request, _res: Response, next: (error: unknown) => void) {
+  if (error instanceof IdempotencyKeyReusedError)
     next(
-      new Problem(422, 'idempotency_key_reused', { detail: 'This Idempotency-Key belongs to another book.' }),
+      new Problem(422, 'idempotency_key_reused', {
+        detail: 'This Idempotency-Key was already used for another book.',
+      }),
     );
-  else if (error instanceof StoreUnavailable)
+  else if (error instanceof StoreUnavailableError)
     next(
       new Problem(503, 'database_unavailable', {
         headers: { 'retry-after': '1' },

@@ -1,8 +1,8 @@
 /**
- * Sets, shows and clears the fault of the api2 that runs beside it:
- *   fault-command                      shows it
- *   fault-command delay rate=0.5 …     sets one; rate, delayMs, status and seconds may follow the kind
- *   fault-command off                  clears it
+ * Shows, sets and clears the fault of the api2 instance in the same container:
+ *   fault-command                      shows the active fault
+ *   fault-command delay rate=0.5 …     sets a fault; rate, delayMs, status and seconds may follow the kind
+ *   fault-command off                  clears the fault
  */
 import { request } from 'undici';
 
@@ -12,7 +12,7 @@ const url = `http://127.0.0.1:${process.env.ADMIN_PORT || 9090}/fault`;
 async function main() {
   const { statusCode, body } = await send();
   const text = await body.text();
-  if (statusCode === 404) throw new Error('Faults are off: start api2 with FAULTS=on.');
+  if (statusCode === 404) throw new Error('Fault injection is off: start api2 with FAULTS=on.');
   if (statusCode >= 400) throw new Error(text);
   process.stdout.write(`${text || '{}'}\n`);
 }

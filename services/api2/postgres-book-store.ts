@@ -1,16 +1,16 @@
 import { DatabaseError, Pool, type PoolClient } from 'pg';
-import type { Logger } from '../../chassis/logger';
+import type { Logger } from '../../chassis/telemetry/logger';
 import type { Book, NewBook } from '../../contract/books';
 import {
   type BookStore,
   fingerprintOf,
-  KEY_LIVES_MS,
-  KeyReused,
-  MOST_KEYS,
-  StoreUnavailable,
+  IDEMPOTENCY_KEY_TTL_MS,
+  IdempotencyKeyReusedError,
+  MAX_IDEMPOTENCY_KEYS,
+  StoreUnavailableError,
 } from './book-store';
 
-// `onehop_migrations` counts those that a database has had.
+// `onehop_migrations` records the migrations that were applied to the database.
 const MIGRATIONS = [
   `CREATE TABLE books (
      id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -29,16 +29,16 @@ const MIGRATIONS = [
    CREATE INDEX idempotency_keys_by_number ON idempotency_keys (number);`,
 ];
 
-// Any number will do, as long as all processes take the same.
+// An arbitrary number; all processes must use the same one.
 const MIGRATION_LOCK = 7_461_250;
 const CONNECTIONS = 10;
-// Below the deadline of who asks: a database that hangs is told in time.
+// Below api's default deadline (API2_TIMEOUT_MS), so that api2 can report a hanging database in time.
 const CONNECT_TIMEOUT_MS = 1000;
 const QUERY_TIMEOUT_MS = 1500;
 
-// Classes of SQLSTATE: connection, transaction state (a read-only standby), authorization, catalog,
+// SQLSTATE classes: connection, transaction state (a read-only standby), authorization, catalog,
 // rollback (deadlock), resources, operator, system.
-const UNAVAILABLE = new Set(['08', '25', '28', '3D', '40', '53', '57', '58']);
+const UNAVAILABLE_CLASSES = new Set(['08', '25', '28', '3D', '40', '53', '57', '58']);
 
 interface Row {
   id: string;
@@ -47,13 +47,13 @@ interface Row {
   year: number | null;
 }
 
-/** Keeps the books in PostgreSQL, for several processes on several machines. */
+/** Stores the books in PostgreSQL, for processes on several machines. */
 export class PostgresBookStore implements BookStore {
   private readonly pool: Pool;
   private migrated: Promise<void> | undefined;
   private wasReady = true;
 
-  /** @param url of the database; nothing is asked of it yet */
+  /** @param url of the database; the first connection is opened when it is needed */
   constructor(
     url: string,
     private readonly log: Logger,
@@ -67,7 +67,7 @@ export class PostgresBookStore implements BookStore {
       idle_in_transaction_session_timeout: QUERY_TIMEOUT_MS,
       application_name: 'onehop',
     });
-    // Of a connection that nobody uses just then; the next request opens another.
+    // An idle connection failed. The next query opens a new one.
     this.pool.on('error', (err) => log.warn({ err }, 'database connection lost'));
   }
 
@@ -76,8 +76,8 @@ export class PostgresBookStore implements BookStore {
       await this.withClient((client) => client.query('SELECT 1'));
       this.wasReady = true;
     } catch (err) {
-      // Told once, not by each probe.
-      if (this.wasReady) this.log.warn({ err }, 'database not usable');
+      // Log the outage once, not on every readiness probe.
+      if (this.wasReady) this.log.warn({ err }, 'database unavailable');
       this.wasReady = false;
     }
     return this.wasReady;
@@ -86,7 +86,7 @@ export class PostgresBookStore implements BookStore {
   list(limit: number, after = '0') {
     return this.withClient(async (client) => {
       const sql = 'SELECT id, title, author, year FROM books WHERE id > $1 ORDER BY id LIMIT $2';
-      return (await client.query<Row>(sql, [after, limit])).rows.map(bookOf);
+      return (await client.query<Row>(sql, [after, limit])).rows.map(toBook);
     });
   }
 
@@ -95,17 +95,19 @@ export class PostgresBookStore implements BookStore {
   }
 
   create(book: NewBook, key: string | undefined) {
-    return this.transaction((client) => (key === undefined ? add(client, book) : addOnce(client, book, key)));
+    return this.transaction((client) =>
+      key === undefined ? insert(client, book) : insertOnce(client, book, key),
+    );
   }
 
-  change(id: string, to: (current: Book) => NewBook | undefined) {
+  change(id: string, update: (current: Book) => NewBook | undefined) {
     return this.transaction(async (client) => {
       const current = await find(client, id, 'FOR UPDATE');
       if (current === undefined) return false;
-      const changed = to(current);
-      if (changed === undefined) await client.query('DELETE FROM books WHERE id = $1', [id]);
+      const updated = update(current);
+      if (updated === undefined) await client.query('DELETE FROM books WHERE id = $1', [id]);
       else {
-        const { title, author, year } = changed;
+        const { title, author, year } = updated;
         const sql = 'UPDATE books SET title = $2, author = $3, year = $4 WHERE id = $1';
         await client.query(sql, [id, title, author, year]);
       }
@@ -127,14 +129,14 @@ export class PostgresBookStore implements BookStore {
       await this.migrated;
       return await this.use(work);
     } catch (error) {
-      if (isUnavailable(error)) throw new StoreUnavailable('PostgreSQL', { cause: error });
+      if (isUnavailable(error)) throw new StoreUnavailableError('PostgreSQL', { cause: error });
       throw error;
     }
   }
 
   private async use<Result>(work: (client: PoolClient) => Promise<Result>): Promise<Result> {
     const client = await this.pool.connect();
-    // A connection that breaks between two queries; the next one fails, and tells.
+    // If the connection fails between two queries, the next query reports the error.
     client.on('error', ignore);
     let isBroken = false;
     try {
@@ -144,12 +146,12 @@ export class PostgresBookStore implements BookStore {
       throw error;
     } finally {
       client.off('error', ignore);
-      // One on which something was left unanswered is not used again.
+      // Discard a connection that may still have a pending query.
       client.release(isBroken);
     }
   }
 
-  // Before the first query, and again after it failed: the database may come later than this process.
+  // Runs before the first query, and again after a failure: the database may start later than this process.
   private async migrate() {
     try {
       await this.use((client) => inTransaction(client, () => migrate(client)));
@@ -169,7 +171,7 @@ async function inTransaction<Result>(client: PoolClient, work: () => Promise<Res
     await client.query('COMMIT');
     return result;
   } catch (error) {
-    // What can't be rolled back goes with its connection.
+    // If the database is unavailable, skip ROLLBACK: the connection is discarded.
     if (!isUnavailable(error)) await client.query('ROLLBACK');
     throw error;
   }
@@ -178,12 +180,12 @@ async function inTransaction<Result>(client: PoolClient, work: () => Promise<Res
 async function migrate(client: PoolClient) {
   await client.query('SELECT pg_advisory_xact_lock($1)', [MIGRATION_LOCK]);
   await client.query('CREATE TABLE IF NOT EXISTS onehop_migrations (number integer PRIMARY KEY)');
-  const { rows } = await client.query<{ had: number }>(
-    'SELECT count(*)::integer AS had FROM onehop_migrations',
+  const { rows } = await client.query<{ applied: number }>(
+    'SELECT count(*)::integer AS applied FROM onehop_migrations',
   );
-  const had = rows[0]?.had ?? 0;
+  const applied = rows[0]?.applied ?? 0;
   for (const [i, migration] of MIGRATIONS.entries()) {
-    if (i < had) continue;
+    if (i < applied) continue;
     await client.query(migration);
     await client.query('INSERT INTO onehop_migrations VALUES ($1)', [i + 1]);
   }
@@ -192,55 +194,55 @@ async function migrate(client: PoolClient) {
 async function find(client: PoolClient, id: string, lock: '' | 'FOR UPDATE') {
   const sql = `SELECT id, title, author, year FROM books WHERE id = $1 ${lock}`;
   const [row] = (await client.query<Row>(sql, [id])).rows;
-  return row && bookOf(row);
+  return row && toBook(row);
 }
 
-async function add(client: PoolClient, { title, author, year }: NewBook): Promise<Book> {
+async function insert(client: PoolClient, { title, author, year }: NewBook): Promise<Book> {
   const sql = 'INSERT INTO books (title, author, year) VALUES ($1, $2, $3) RETURNING id';
   const { rows } = await client.query<{ id: string }>(sql, [title, author, year]);
   return { id: String(rows[0]?.id), title, author, year };
 }
 
-async function addOnce(client: PoolClient, book: NewBook, key: string): Promise<Book> {
-  await forgetOldKeys(client, key);
+async function insertOnce(client: PoolClient, book: NewBook, key: string): Promise<Book> {
+  await deleteExpiredKeys(client, key);
   const fingerprint = fingerprintOf(book);
-  // Waits for a transaction that is using the same key.
-  const taken = await client.query(
+  // Blocks while another transaction uses the same key.
+  const insertedKey = await client.query(
     'INSERT INTO idempotency_keys (key, fingerprint) VALUES ($1, $2) ON CONFLICT DO NOTHING',
     [key, fingerprint],
   );
-  if (taken.rowCount === 1) {
-    const added = await add(client, book);
-    await client.query('UPDATE idempotency_keys SET book_id = $2 WHERE key = $1', [key, added.id]);
-    return added;
+  if (insertedKey.rowCount === 1) {
+    const inserted = await insert(client, book);
+    await client.query('UPDATE idempotency_keys SET book_id = $2 WHERE key = $1', [key, inserted.id]);
+    return inserted;
   }
   const sql = 'SELECT fingerprint, book_id FROM idempotency_keys WHERE key = $1';
-  const [used] = (await client.query<{ fingerprint: string; book_id: string }>(sql, [key])).rows;
-  if (used?.fingerprint !== fingerprint) throw new KeyReused();
-  return { id: used.book_id, ...book };
+  const [existing] = (await client.query<{ fingerprint: string; book_id: string }>(sql, [key])).rows;
+  if (existing?.fingerprint !== fingerprint) throw new IdempotencyKeyReusedError();
+  return { id: existing.book_id, ...book };
 }
 
-// Those of others only while nobody else is at it: two that delete the same rows could block each other.
-async function forgetOldKeys(client: PoolClient, key: string) {
-  const seconds = KEY_LIVES_MS / 1000;
-  const isOld = 'used_at < now() - make_interval(secs => $1)';
-  await client.query(`DELETE FROM idempotency_keys WHERE key = $2 AND ${isOld}`, [seconds, key]);
+// Skip other keys that are locked: two transactions that delete the same rows could deadlock.
+async function deleteExpiredKeys(client: PoolClient, key: string) {
+  const seconds = IDEMPOTENCY_KEY_TTL_MS / 1000;
+  const expired = 'used_at < now() - make_interval(secs => $1)';
+  await client.query(`DELETE FROM idempotency_keys WHERE key = $2 AND ${expired}`, [seconds, key]);
   await client.query(
     `DELETE FROM idempotency_keys WHERE key IN (
        SELECT key FROM idempotency_keys
-       WHERE ${isOld} OR number <= (SELECT max(number) FROM idempotency_keys) - $2
+       WHERE ${expired} OR number <= (SELECT max(number) FROM idempotency_keys) - $2
        LIMIT 100 FOR UPDATE SKIP LOCKED)`,
-    [seconds, MOST_KEYS],
+    [seconds, MAX_IDEMPOTENCY_KEYS],
   );
 }
 
-function bookOf({ id, title, author, year }: Row): Book {
+function toBook({ id, title, author, year }: Row): Book {
   return { id: String(id), title, author, year };
 }
 
 function isUnavailable(error: unknown) {
-  if (error instanceof DatabaseError) return UNAVAILABLE.has(error.code?.slice(0, 2) ?? '');
+  if (error instanceof DatabaseError) return UNAVAILABLE_CLASSES.has(error.code?.slice(0, 2) ?? '');
   const { code, message } = Object(error) as NodeJS.ErrnoException;
-  // Of the socket, or of the driver, which has no codes of its own.
+  // Socket errors have a code. The driver's own errors only have a message.
   return /^E[A-Z_]+$/.test(code ?? '') || /timeout|connection terminated|not queryable/i.test(message ?? '');
 }

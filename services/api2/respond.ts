@@ -1,7 +1,7 @@
 import type { RequestHandler } from 'express';
-import { sendText } from '../../chassis/send';
+import { sendText } from '../../chassis/http/send';
 
-/** Answers with `greeting`. */
+/** Responds with `greeting`. */
 export function respond(greeting: string): RequestHandler {
   return function respond(_req, res) {
     sendText(res, 200, greeting);

@@ -6,13 +6,13 @@ import type { Book, NewBook } from '../../contract/books';
 import {
   type BookStore,
   fingerprintOf,
-  KEY_LIVES_MS,
-  KeyReused,
-  MOST_KEYS,
-  StoreUnavailable,
+  IDEMPOTENCY_KEY_TTL_MS,
+  IdempotencyKeyReusedError,
+  MAX_IDEMPOTENCY_KEYS,
+  StoreUnavailableError,
 } from './book-store';
 
-// `user_version` counts those that a file has had.
+// `user_version` is the number of migrations that were applied to the file.
 const MIGRATIONS = [
   `CREATE TABLE books (
      id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -30,10 +30,11 @@ const MIGRATIONS = [
    CREATE INDEX idempotency_keys_by_age ON idempotency_keys (used_at);`,
 ];
 
-// How long one process waits for another that is writing, and answers nothing meanwhile: as long as api waits.
+// How long a process waits for another one that is writing. It blocks the event loop meanwhile, so the limit is api's
+// default deadline (API2_TIMEOUT_MS).
 const BUSY_TIMEOUT_MS = 2000;
-// Result codes of SQLite: BUSY, LOCKED, IOERR, FULL, CANTOPEN.
-const UNAVAILABLE = new Set([5, 6, 10, 13, 14]);
+// SQLite result codes: BUSY, LOCKED, IOERR, FULL, CANTOPEN.
+const UNAVAILABLE_CODES = new Set([5, 6, 10, 13, 14]);
 
 interface Row {
   id: number;
@@ -42,7 +43,7 @@ interface Row {
   year: number | null;
 }
 
-/** Keeps the books in a SQLite file, which several processes of one machine may share. */
+/** Stores the books in a SQLite file, which several processes on one machine may share. */
 export class SqliteBookStore implements BookStore {
   private readonly db: DatabaseSync;
   private readonly selectPage: StatementSync;
@@ -52,11 +53,11 @@ export class SqliteBookStore implements BookStore {
   private readonly deleteBook: StatementSync;
   private readonly selectKey: StatementSync;
   private readonly insertKey: StatementSync;
-  private readonly deleteOldKeys: StatementSync;
+  private readonly deleteExpiredKeys: StatementSync;
 
   /**
-   * @param file its folder is made
-   * @throws {SettingsError} when it cannot be opened
+   * @param file is created with its folder if it does not exist
+   * @throws {SettingsError} if the file cannot be opened
    */
   constructor(file: string) {
     this.db = open(file);
@@ -70,31 +71,31 @@ export class SqliteBookStore implements BookStore {
     this.insertKey = prepare(
       'INSERT INTO idempotency_keys (key, fingerprint, book_id, used_at) VALUES (?, ?, ?, ?)',
     );
-    this.deleteOldKeys = prepare(
+    this.deleteExpiredKeys = prepare(
       `DELETE FROM idempotency_keys
        WHERE used_at < ? OR number <= (SELECT max(number) FROM idempotency_keys) - ?`,
     );
   }
 
   async list(limit: number, after = '0') {
-    return tell(() => (this.selectPage.all(Number(after), limit) as unknown as Row[]).map(bookOf));
+    return translateErrors(() => (this.selectPage.all(Number(after), limit) as unknown as Row[]).map(toBook));
   }
 
   async get(id: string) {
-    return tell(() => this.find(id));
+    return translateErrors(() => this.find(id));
   }
 
   async create(book: NewBook, key: string | undefined) {
-    return this.transaction(() => (key === undefined ? this.add(book) : this.addOnce(book, key)));
+    return this.transaction(() => (key === undefined ? this.insert(book) : this.insertOnce(book, key)));
   }
 
-  async change(id: string, to: (current: Book) => NewBook | undefined) {
+  async change(id: string, update: (current: Book) => NewBook | undefined) {
     return this.transaction(() => {
       const current = this.find(id);
       if (current === undefined) return false;
-      const changed = to(current);
-      if (changed === undefined) this.deleteBook.run(Number(id));
-      else this.updateBook.run(changed.title, changed.author, changed.year, Number(id));
+      const updated = update(current);
+      if (updated === undefined) this.deleteBook.run(Number(id));
+      else this.updateBook.run(updated.title, updated.author, updated.year, Number(id));
       return true;
     });
   }
@@ -109,31 +110,31 @@ export class SqliteBookStore implements BookStore {
 
   private find(id: string) {
     const row = this.selectBook.get(Number(id)) as unknown as Row | undefined;
-    return row && bookOf(row);
+    return row && toBook(row);
   }
 
-  private add({ title, author, year }: NewBook): Book {
+  private insert({ title, author, year }: NewBook): Book {
     const { lastInsertRowid } = this.insertBook.run(title, author, year);
     return { id: String(lastInsertRowid), title, author, year };
   }
 
-  private addOnce(book: NewBook, key: string): Book {
+  private insertOnce(book: NewBook, key: string): Book {
     const nowMs = Date.now();
-    this.deleteOldKeys.run(nowMs - KEY_LIVES_MS, MOST_KEYS);
+    this.deleteExpiredKeys.run(nowMs - IDEMPOTENCY_KEY_TTL_MS, MAX_IDEMPOTENCY_KEYS);
     const fingerprint = fingerprintOf(book);
-    const used = this.selectKey.get(key);
-    if (used === undefined) {
-      const added = this.add(book);
-      this.insertKey.run(key, fingerprint, Number(added.id), nowMs);
-      return added;
+    const existing = this.selectKey.get(key);
+    if (existing === undefined) {
+      const inserted = this.insert(book);
+      this.insertKey.run(key, fingerprint, Number(inserted.id), nowMs);
+      return inserted;
     }
-    if (used.fingerprint !== fingerprint) throw new KeyReused();
-    return { id: String(used.book_id), ...book };
+    if (existing.fingerprint !== fingerprint) throw new IdempotencyKeyReusedError();
+    return { id: String(existing.book_id), ...book };
   }
 
-  // IMMEDIATE: a transaction that only later turns to writing is refused at once when another one writes.
+  // A deferred transaction would fail without waiting if another process wrote before its first write.
   private transaction<Result>(work: () => Result): Result {
-    return tell(() => {
+    return translateErrors(() => {
       this.db.exec('BEGIN IMMEDIATE');
       try {
         const result = work();
@@ -147,7 +148,7 @@ export class SqliteBookStore implements BookStore {
   }
 }
 
-function bookOf({ id, title, author, year }: Row): Book {
+function toBook({ id, title, author, year }: Row): Book {
   return { id: String(id), title, author, year };
 }
 
@@ -155,21 +156,18 @@ function open(file: string) {
   try {
     mkdirSync(dirname(file), { recursive: true });
     const db = new DatabaseSync(file, { timeout: BUSY_TIMEOUT_MS });
-    inWalMode(db);
-    // FULL: what was acknowledged survives the machine too (docs/decisions/0005-sqlite.md).
+    enableWal(db);
+    // With FULL, acknowledged writes also survive a power failure (docs/decisions/0005-sqlite.md).
     db.exec('PRAGMA synchronous = FULL');
     migrate(db);
     return db;
   } catch (error) {
-    throw new SettingsError([
-      `DATABASE_FILE: expected a SQLite file that can be written: ${(error as Error).message}`,
-    ]);
+    throw new SettingsError([`DATABASE_FILE: expected a writable SQLite file: ${(error as Error).message}`]);
   }
 }
 
-// Of several processes that switch a fresh file at once all but one are told that it is locked,
-// whatever the busy time-out.
-function inWalMode(db: DatabaseSync) {
+// When several processes switch a new file to WAL mode at once, all but one get SQLITE_BUSY, whatever the busy timeout.
+function enableWal(db: DatabaseSync) {
   const deadlineMs = performance.now() + BUSY_TIMEOUT_MS;
   for (;;) {
     try {
@@ -183,22 +181,23 @@ function inWalMode(db: DatabaseSync) {
 
 function migrate(db: DatabaseSync) {
   db.exec('BEGIN IMMEDIATE');
-  const had = Number(db.prepare('PRAGMA user_version').get()?.user_version);
-  if (had > MIGRATIONS.length) throw new Error(`it is of a newer version (${had}) of this program`);
-  for (const migration of MIGRATIONS.slice(had)) db.exec(migration);
+  const applied = Number(db.prepare('PRAGMA user_version').get()?.user_version);
+  if (applied > MIGRATIONS.length)
+    throw new Error(`the file was written by a newer version of onehop (schema version ${applied})`);
+  for (const migration of MIGRATIONS.slice(applied)) db.exec(migration);
   db.exec(`PRAGMA user_version = ${MIGRATIONS.length}; COMMIT`);
 }
 
-function tell<Result>(work: () => Result): Result {
+function translateErrors<Result>(work: () => Result): Result {
   try {
     return work();
   } catch (error) {
-    if (isUnavailable(error)) throw new StoreUnavailable('SQLite', { cause: error });
+    if (isUnavailable(error)) throw new StoreUnavailableError('SQLite', { cause: error });
     throw error;
   }
 }
 
 function isUnavailable(error: unknown) {
   const { errcode } = Object(error) as { errcode?: unknown };
-  return typeof errcode === 'number' && UNAVAILABLE.has(errcode & 0xff);
+  return typeof errcode === 'number' && UNAVAILABLE_CODES.has(errcode & 0xff);
 }

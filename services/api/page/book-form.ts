@@ -92,7 +92,8 @@ export class BookForm {
     if (exchange.status === 404) return this.showDeleted(row, exchange);
     if (exchange.status !== 200 || book === undefined) return this.showErrors(errorsOf(exchange));
     row.update(book, exchange.headers.get('etag') ?? '');
-    this.stopEditing();
+    // Keep what was typed while the request was in progress.
+    if (this.editing === row && isSame(this.values, values)) this.stopEditing();
   }
 
   private async showConflict(row: BookRow, mine: FormValues, exchange: Exchange) {

@@ -1,0 +1,95 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Express } from 'express';
+import { type Readiness, unloggedTraffic } from './admin';
+import { HttpServer, ListenError, TIMEOUTS } from './http/server';
+import { SettingsError } from './settings';
+import type { Logger } from './telemetry/logger';
+import type { Traffic } from './telemetry/traffic';
+
+export interface Service {
+  settings: { host: string; port: number; adminPort: number; drainMs: number; shutdownTimeoutMs: number };
+  log: Logger;
+  app: Express;
+  adminApp: Express;
+  traffic: Traffic;
+  readiness: Readiness;
+  /** Called when the service starts to stop, to release requests that are held up. */
+  onStop?: () => void;
+  /** Closed in this order when no request is in flight. */
+  resources: readonly ({ close: () => Promise<void> } | undefined)[];
+}
+
+// On Ctrl-C, the terminal and a process manager may each send a signal. They count as one.
+const SAME_SIGNAL_MS = 100;
+
+/**
+ * Builds a service, and runs it until SIGTERM, SIGINT or an uncaught error. If its configuration is invalid or a
+ * port is unavailable, the process exits with one message and code 1.
+ */
+export async function run(build: () => Service) {
+  try {
+    await new Lifecycle(build()).start();
+  } catch (error) {
+    if (!(error instanceof SettingsError || error instanceof ListenError)) throw error;
+    process.stderr.write(`${error.message}\n`);
+    process.exit(1);
+  }
+}
+
+class Lifecycle {
+  private readonly server: HttpServer;
+  private readonly admin: HttpServer;
+  private stoppingSinceMs: number | undefined;
+
+  constructor(private readonly service: Service) {
+    this.server = new HttpServer(service.app, TIMEOUTS, service.traffic.reject());
+    this.admin = new HttpServer(service.adminApp, TIMEOUTS, unloggedTraffic().reject());
+  }
+
+  async start() {
+    const { settings, log, readiness } = this.service;
+    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => this.onSignal(signal));
+    for (const event of ['uncaughtException', 'unhandledRejection'] as const)
+      process.on(event, (err: unknown) => this.onUncaughtError(event, err));
+    const adminPort = await this.admin.listen(settings.host, settings.adminPort);
+    const port = await this.server.listen(settings.host, settings.port);
+    readiness.isAcceptingTraffic = this.stoppingSinceMs === undefined;
+    log.info({ host: settings.host, port, adminPort }, 'listening');
+  }
+
+  private onSignal(signal: string) {
+    const nowMs = performance.now();
+    if (this.stoppingSinceMs === undefined) void this.stop(signal, 0);
+    else if (nowMs - this.stoppingSinceMs > SAME_SIGNAL_MS)
+      this.exit(1, { signal }, 'stopped by a second signal');
+  }
+
+  private onUncaughtError(event: string, err: unknown) {
+    this.service.log.fatal({ err }, event);
+    if (this.stoppingSinceMs === undefined) void this.stop(event, 1);
+    else this.exit(1, {}, 'stopped by a second error');
+  }
+
+  private async stop(reason: string, code: number) {
+    const { settings, log, readiness, traffic } = this.service;
+    this.stoppingSinceMs = performance.now();
+    readiness.isAcceptingTraffic = false;
+    for (const server of [this.server, this.admin]) server.drain();
+    log.info({ reason, inFlight: traffic.size }, 'stopping');
+    this.service.onStop?.();
+    await sleep(settings.drainMs);
+    const onTimeout = () => this.exit(1, { inFlight: traffic.size }, 'stopped after SHUTDOWN_TIMEOUT_MS');
+    setTimeout(onTimeout, settings.shutdownTimeoutMs);
+    await this.server.close();
+    for (const resource of this.service.resources) await resource?.close();
+    await this.admin.close();
+    this.exit(code, {}, 'stopped');
+  }
+
+  // The logger's exit handler writes the lines that are still buffered.
+  private exit(code: number, fields: object, message: string) {
+    this.service.traffic.flushLogLines();
+    this.service.log[code === 0 ? 'info' : 'error'](fields, message);
+    process.exit(code);
+  }
+}

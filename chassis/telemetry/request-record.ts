@@ -1,0 +1,157 @@
+import type { IncomingHttpHeaders } from 'node:http';
+import type { Request, Response } from 'express';
+import type { AbortSignalLike, NextHopError } from 'next-hop';
+import { hopByHopHeaders } from '../http/hop-by-hop';
+import { requestIdFrom } from '../http/request-id';
+import type { Indexed } from './in-flight';
+import type { ServerSpan, Tracing } from './spans';
+import { parseTraceparent } from './trace-context';
+
+declare global {
+  namespace Express {
+    interface Locals {
+      record: RequestRecord;
+    }
+  }
+}
+
+/**
+ * Collects the log fields of one request. It is also the abort signal for the client's disconnect: an
+ * `AbortController` per request would cost much more.
+ */
+export class RequestRecord implements AbortSignalLike, Indexed {
+  index = 0;
+  readonly startedMs = performance.now();
+  readonly requestId: string;
+  readonly traceId: string | undefined;
+  /** Headers for requests to next hops; names and values alternate. */
+  readonly forwardedHeaders: string[];
+  readonly span: ServerSpan | undefined;
+  aborted = false;
+  private readonly abortListeners: (() => void)[] = [];
+  /** Whether a handler is reading the body and the client is still sending it. */
+  isReceivingBody = false;
+  /** Body bytes received or written so far, including those already sent. */
+  bufferedBytes = 0;
+  nextHop: string | undefined;
+  nextHopMs: number | undefined;
+  nextHopStatus: number | undefined;
+  nextHopBytes: number | undefined;
+  error: string | undefined;
+  err: unknown;
+
+  constructor(
+    req: Request,
+    readonly res: Response,
+    tracing: Tracing | undefined,
+    private readonly onBuffered: (bytes: number) => void = () => {},
+  ) {
+    const { headers } = req;
+    this.requestId = requestIdFrom(headers['x-request-id']);
+    this.forwardedHeaders = ['x-request-id', this.requestId];
+    this.forwardHeader('baggage', headers);
+    this.span = tracing?.startServerSpan(req.method, req.path, headers);
+    this.traceId = this.span?.traceId ?? parseTraceparent(headers.traceparent)?.traceId;
+    // With tracing enabled, each request to a next hop carries the context of its own span instead.
+    if (this.span === undefined && this.traceId !== undefined) {
+      this.forwardHeader('traceparent', headers);
+      this.forwardHeader('tracestate', headers);
+    }
+  }
+
+  /** Whether the service is only waiting for the client to send or receive. */
+  get isWaitingForClient() {
+    return this.isReceivingBody || this.res.writableEnded;
+  }
+
+  /** The number of bytes that are in memory only because the client is slow. */
+  get unsentBytes() {
+    return this.isReceivingBody ? this.bufferedBytes : this.res.writableLength;
+  }
+
+  /** Counts bytes that are buffered while the client sends or receives. */
+  countBuffered(bytes: number) {
+    this.bufferedBytes += bytes;
+    this.onBuffered(bytes);
+  }
+
+  /** Closes the connection when slow clients use too much memory. */
+  closeConnection() {
+    this.recordFailure(
+      'slow_client',
+      new Error('connection closed: too many bytes buffered for slow clients'),
+    );
+    // `res.socket` is null while a pipelined response waits for the previous one.
+    this.res.req.socket.destroy();
+  }
+
+  addEventListener(_type: 'abort', listener: () => void) {
+    this.abortListeners.push(listener);
+  }
+
+  removeEventListener(_type: 'abort', listener: () => void) {
+    if (this.abortListeners.at(-1) === listener) this.abortListeners.pop();
+  }
+
+  /** Cancels pending work when the response is complete or the client has disconnected. */
+  abort() {
+    this.aborted = true;
+    for (const listener of this.abortListeners) listener();
+  }
+
+  nextHopStarted(nextHop: string, durationMs: number) {
+    this.nextHop = nextHop;
+    this.nextHopMs = durationMs;
+  }
+
+  nextHopEnded(
+    nextHop: string,
+    durationMs: number,
+    status: number | undefined,
+    bytes: number | undefined,
+    error: NextHopError | undefined,
+  ) {
+    this.nextHopStarted(nextHop, durationMs);
+    this.nextHopStatus = status;
+    this.nextHopBytes = bytes;
+    if (error !== undefined) this.recordFailure(error.code, error.cause ?? error);
+  }
+
+  /** Records the log fields of a failure: its code and the error that was thrown. */
+  recordFailure(code: string, cause: unknown) {
+    this.error = code;
+    this.err = cause;
+  }
+
+  /** Returns the value of `Server-Timing` (W3C) for a response that starts now. */
+  serverTiming(): string {
+    const total = `total;dur=${toHundredths(performance.now() - this.startedMs)}`;
+    return this.nextHopMs === undefined
+      ? total
+      : `${this.nextHop};dur=${toHundredths(this.nextHopMs)}, ${total}`;
+  }
+
+  private forwardHeader(name: string, headers: IncomingHttpHeaders) {
+    const value = headers[name];
+    if (value !== undefined && !hopByHopHeaders(headers).includes(name))
+      this.forwardedHeaders.push(name, String(value));
+  }
+}
+
+/** Returns the template of the matched route, such as `/books/:id`, or `unmatched`. */
+export function routeOf(req: Request): string {
+  const path: unknown = req.route?.path;
+  return typeof path === 'string' ? req.baseUrl + path : 'unmatched';
+}
+
+/** Returns the status of a complete response, or nginx's 499 if the client disconnected before its end. */
+export function statusOf(res: Response): number {
+  return res.writableFinished ? res.statusCode : 499;
+}
+
+// Five times as fast as `toFixed(2)`.
+function toHundredths(ms: number) {
+  const hundredths = Math.round(ms * 100);
+  const fraction = hundredths % 100;
+  return `${(hundredths - fraction) / 100}.${fraction < 10 ? '0' : ''}${fraction}`;
+}

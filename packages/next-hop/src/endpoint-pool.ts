@@ -1,0 +1,153 @@
+import type { LookupAddress } from 'node:dns';
+import { lookup as systemLookup } from 'node:dns/promises';
+import type { Dispatcher } from 'undici';
+import { Endpoint } from './endpoint';
+
+/** Resolves a host name to all of its addresses. */
+export type Lookup = (hostname: string) => Promise<readonly LookupAddress[]>;
+
+const LOOKUP_INTERVAL_MS = 2000;
+const MIN_LOOKUP_INTERVAL_MS = 250;
+const LOOKUP_TIMEOUT_MS = 1000;
+
+export interface EndpointPoolOptions {
+  hostname: string;
+  /** The maximum number of connections to all addresses together. */
+  connections: number;
+  /** Returns a dispatcher with at most `connections` connections to one address; none is opened before it is needed. */
+  open: (address: LookupAddress, connections: number) => Dispatcher;
+  lookup?: Lookup | undefined;
+  /** How often the name is resolved again. */
+  lookupIntervalMs?: number | undefined;
+}
+
+/**
+ * The endpoints of a host name, one for each address, and the choice among them. The name is resolved every few
+ * seconds, and immediately when a connection fails.
+ */
+export class EndpointPool {
+  private endpoints: Endpoint[] = [];
+  /** Endpoints whose address is gone and that still have requests in flight. */
+  private readonly retired = new Set<Endpoint>();
+  private lastChosen = 0;
+  private lookups = 0;
+  private lastApplied = 0;
+  private lastLookupMs = Number.NEGATIVE_INFINITY;
+  private pendingLookup: Promise<void> | undefined;
+  private readonly timer: NodeJS.Timeout;
+
+  constructor(private readonly options: EndpointPoolOptions) {
+    this.timer = setInterval(() => this.refresh(), options.lookupIntervalMs ?? LOOKUP_INTERVAL_MS).unref();
+    this.refresh();
+  }
+
+  /**
+   * Chooses the endpoint for the next attempt: the one with the fewest requests in flight, round-robin among equals;
+   * `avoid` and ejected endpoints only if there is no other. Returns undefined while no address is known.
+   */
+  choose(avoid?: Endpoint): Endpoint | undefined {
+    const { endpoints } = this;
+    let best: Endpoint | undefined;
+    this.lastChosen = this.lastChosen + 1 < endpoints.length ? this.lastChosen + 1 : 0;
+    for (let i = 0; i < endpoints.length; i++) {
+      const candidate = endpoints[(this.lastChosen + i) % endpoints.length] as Endpoint;
+      if (best === undefined || isBetter(candidate, best, avoid)) best = candidate;
+    }
+    return best;
+  }
+
+  /** Returns an ejected endpoint that is due for a probe. While all are ejected, all are used and need no probe. */
+  dueForProbe(nowMs: number): Endpoint | undefined {
+    const due = this.endpoints.find((endpoint) => endpoint.isDueForProbe(nowMs));
+    return due !== undefined && this.endpoints.some((endpoint) => !endpoint.isEjected) ? due : undefined;
+  }
+
+  /**
+   * Resolves the name, or joins a pending lookup. The result replaces the known addresses; a failure keeps them.
+   * Rejects with the error of the lookup.
+   */
+  lookup(): Promise<void> {
+    const nowMs = performance.now();
+    // A resolver may hang for many seconds. A new lookup may succeed in the meantime.
+    if (this.pendingLookup !== undefined && nowMs - this.lastLookupMs < LOOKUP_TIMEOUT_MS)
+      return this.pendingLookup;
+    this.lastLookupMs = nowMs;
+    const lookup = this.resolve(++this.lookups).finally(() => {
+      if (this.pendingLookup === lookup) this.pendingLookup = undefined;
+    });
+    this.pendingLookup = lookup;
+    return lookup;
+  }
+
+  /** Resolves the name in the background, for later requests. */
+  refresh() {
+    if (this.pendingLookup === undefined && performance.now() - this.lastLookupMs < MIN_LOOKUP_INTERVAL_MS)
+      return;
+    // If no address is known, the waiting requests report the failure. Otherwise the known addresses are kept.
+    this.lookup().catch(() => {});
+  }
+
+  /** Statistics by address. */
+  get stats() {
+    return Object.fromEntries(this.endpoints.map(({ address, stats }) => [address, stats]));
+  }
+
+  /** Closes idle connections now, and others when their request ends. */
+  async close() {
+    this.stop();
+    await Promise.all(this.endpoints.map((endpoint) => endpoint.close()));
+  }
+
+  async destroy(error: Error) {
+    this.stop();
+    await Promise.all([...this.endpoints, ...this.retired].map((endpoint) => endpoint.destroy(error)));
+  }
+
+  private stop() {
+    clearInterval(this.timer);
+    this.lastApplied = Number.POSITIVE_INFINITY;
+  }
+
+  private async resolve(number: number) {
+    const { hostname, lookup = lookUpAll } = this.options;
+    const found = await lookup(hostname);
+    if (number < this.lastApplied) return;
+    this.lastApplied = number;
+    this.replace(found);
+  }
+
+  private replace(found: readonly LookupAddress[]) {
+    const unique = [...new Map(found.map((address) => [address.address, address])).values()];
+    const used = unique.slice(0, this.options.connections);
+    const maxConnections = Math.max(1, Math.floor(this.options.connections / used.length));
+    const previous = new Map(this.endpoints.map((endpoint) => [endpoint.address, endpoint]));
+    this.endpoints = used.map((address) =>
+      this.keepOrOpen(previous.get(address.address), address, maxConnections),
+    );
+    const kept = new Set(this.endpoints);
+    for (const endpoint of previous.values()) if (!kept.has(endpoint)) this.retire(endpoint);
+  }
+
+  private retire(endpoint: Endpoint) {
+    this.retired.add(endpoint);
+    const closed = () => this.retired.delete(endpoint);
+    endpoint.close().then(closed, closed);
+  }
+
+  private keepOrOpen(previous: Endpoint | undefined, found: LookupAddress, maxConnections: number) {
+    if (previous?.maxConnections === maxConnections) return previous;
+    const open = (connections: number) => this.options.open(found, connections);
+    return new Endpoint(found.address, maxConnections, open, previous);
+  }
+}
+
+/** All addresses of a host name. The host name of a URL has brackets around an IPv6 address. */
+export async function lookUpAll(hostname: string): Promise<LookupAddress[]> {
+  return systemLookup(hostname.replace(/^\[|\]$/g, ''), { all: true });
+}
+
+function isBetter(candidate: Endpoint, best: Endpoint, avoid: Endpoint | undefined) {
+  const rank = Number(candidate.isEjected) * 2 + Number(candidate === avoid);
+  const bestRank = Number(best.isEjected) * 2 + Number(best === avoid);
+  return rank === bestRank ? candidate.inFlight < best.inFlight : rank < bestRank;
+}

@@ -1,0 +1,107 @@
+import { type Dispatcher, Pool } from 'undici';
+
+const SUSPICIONS_BEFORE_EJECTION = 3;
+const FAILURES_BEFORE_EJECTION = 5;
+const FIRST_EJECTION_MS = 1000;
+const MAX_EJECTION_MS = 30_000;
+
+/**
+ * One address of a next hop: its connections, and whether it is ejected. It is ejected immediately when a
+ * connection attempt fails, after three suspicions in a row (a slow response, a closed idle connection), and after
+ * five other failures or responses with 502, 503 or 504 in a row. It comes back through a probe; each failed
+ * probe doubles the time to the next one.
+ */
+export class Endpoint {
+  /** Keep-alive connections. */
+  readonly connections: Dispatcher;
+  /** A new connection for each request, for retries after a closed keep-alive connection. */
+  readonly newConnections: Dispatcher;
+  inFlight = 0;
+  isEjected = false;
+  private suspicions = 0;
+  private consecutiveFailures = 0;
+  private ejectionMs = FIRST_EJECTION_MS;
+  private probeAtMs = 0;
+
+  constructor(
+    readonly address: string,
+    readonly maxConnections: number,
+    open: (maxConnections: number) => Dispatcher,
+    previous?: Endpoint,
+  ) {
+    this.connections = open(maxConnections);
+    this.newConnections = open(Math.ceil(maxConnections / 8));
+    if (previous) this.inherit(previous);
+  }
+
+  /** The statistics of both of its pools, as undici counts them. */
+  get stats(): Pool.PoolStats {
+    const stats = { connected: 0, free: 0, pending: 0, queued: 0, running: 0, size: 0 };
+    for (const pool of [this.connections, this.newConnections]) {
+      // A dispatcher returned by `factory` may have no statistics.
+      if (!(pool instanceof Pool)) continue;
+      for (const name of Object.keys(stats) as (keyof typeof stats)[]) stats[name] += pool.stats[name];
+    }
+    return stats;
+  }
+
+  /** Whether a request would have to wait for a connection. */
+  get isBusy() {
+    return this.inFlight >= this.maxConnections;
+  }
+
+  isDueForProbe(nowMs: number) {
+    return this.isEjected && nowMs >= this.probeAtMs;
+  }
+
+  /** Prevents other probes until this one has ended. */
+  startProbe() {
+    this.probeAtMs = Number.POSITIVE_INFINITY;
+  }
+
+  /** Called after a complete response other than 502, 503 and 504. */
+  succeeded() {
+    this.suspicions = 0;
+    this.consecutiveFailures = 0;
+    this.isEjected = false;
+    this.ejectionMs = FIRST_EJECTION_MS;
+  }
+
+  /** A slow response or a closed idle connection is only a suspicion; three in a row eject the endpoint. */
+  suspect(nowMs: number) {
+    if (++this.suspicions >= SUSPICIONS_BEFORE_EJECTION) this.eject(nowMs);
+  }
+
+  /** Called after a failure or a response with 502, 503 or 504. Five in a row eject the endpoint. */
+  failed(nowMs: number) {
+    if (++this.consecutiveFailures >= FAILURES_BEFORE_EJECTION) this.eject(nowMs);
+  }
+
+  eject(nowMs: number) {
+    // Concurrent requests fail together, which counts as one failure.
+    if (this.isEjected && this.probeAtMs !== Number.POSITIVE_INFINITY) return;
+    this.isEjected = true;
+    this.probeAtMs = nowMs + this.ejectionMs;
+    this.ejectionMs = Math.min(this.ejectionMs * 2, MAX_EJECTION_MS);
+  }
+
+  /** Closes idle connections now, and others when their request ends. */
+  async close() {
+    await Promise.all(this.dispatchers().map((dispatcher) => dispatcher.close()));
+  }
+
+  async destroy(error: Error) {
+    await Promise.all(this.dispatchers().map((dispatcher) => dispatcher.destroy(error)));
+  }
+
+  // A `factory` may return the same dispatcher twice.
+  private dispatchers() {
+    return [...new Set([this.connections, this.newConnections])];
+  }
+
+  private inherit(previous: Endpoint) {
+    this.isEjected = previous.isEjected;
+    this.ejectionMs = previous.ejectionMs;
+    this.probeAtMs = Math.min(previous.probeAtMs, performance.now() + previous.ejectionMs);
+  }
+}

@@ -1,0 +1,392 @@
+import type { IncomingHttpHeaders } from 'node:http';
+import { Readable } from 'node:stream';
+import { type Dispatcher, errors } from 'undici';
+import { Attempt, type AttemptKind, type AttemptOwner, type RawHeaders } from './attempt';
+import type { Admission } from './circuit-breaker';
+import type { Endpoint } from './endpoint';
+import {
+  CONNECTION_FAILURES,
+  ENDPOINT_FAILURES,
+  isGatewayError,
+  lookupErrorCode,
+  NextHopError,
+  type NextHopErrorCode,
+} from './errors';
+import { isOneShot, withHeaders } from './headers';
+import type { Hop, NextHopRequestOptions } from './hop';
+import type { ExchangeInfo } from './observer';
+import { Probe } from './probe';
+
+const CALLER_ERROR_CODES: ReadonlySet<string> = new Set([
+  'UND_ERR_INVALID_ARG',
+  'UND_ERR_NOT_SUPPORTED',
+  'UND_ERR_REQ_CONTENT_LENGTH_MISMATCH',
+  'ERR_INVALID_ARG_TYPE',
+]);
+const MAX_RETRIES = 2;
+const RETRY_JITTER_MS = 25;
+
+/**
+ * One exchange with a next hop: a request with its retries and hedges, within one deadline. To its handler it
+ * looks like a single undici request, and it is the controller of that request.
+ */
+export class Exchange implements AttemptOwner, Dispatcher.DispatchController, ExchangeInfo {
+  index = 0;
+  readonly startedMs = performance.now();
+  readonly context: unknown;
+  attempts = 0;
+  statusCode: number | undefined;
+  bodyBytes = 0;
+  aborted = false;
+  paused = false;
+  reason: Error | null = null;
+  rawHeaders: RawHeaders = null;
+  rawTrailers: RawHeaders = null;
+  readonly timeoutMs: number;
+  private readonly isRepeatable: boolean;
+  private live: Attempt[] = [];
+  private winner: Attempt | undefined;
+  private retries = 0;
+  private hasEnded = false;
+  private bodyStream: Readable | undefined;
+  private admission: Admission = 'rejected';
+  private timer: NodeJS.Timeout | undefined;
+  // If the deadline passes before the first attempt, the lookup has not finished.
+  private lastCode: NextHopErrorCode = 'dns_timeout';
+  private lastCause: unknown;
+
+  constructor(
+    readonly hop: Hop,
+    public request: NextHopRequestOptions,
+    private readonly handler: Dispatcher.DispatchHandler,
+  ) {
+    const { method, body, headers, timeoutMs, context } = request;
+    if (isOneShot(headers)) this.request = withHeaders(request, []);
+    this.timeoutMs = timeoutMs ?? hop.timeoutMs;
+    this.context = context;
+    this.isRepeatable = (method === 'GET' || method === 'HEAD') && isEmpty(body);
+  }
+
+  get nextHop() {
+    return this.hop.name;
+  }
+
+  get origin() {
+    return this.hop.origin;
+  }
+
+  get method() {
+    return this.request.method;
+  }
+
+  get path() {
+    return this.request.path;
+  }
+
+  start() {
+    this.hop.active.add(this);
+    this.watchBody();
+    try {
+      this.handler.onRequestStart?.(this, undefined);
+    } catch (error) {
+      return this.abort(error as Error);
+    }
+    if (this.hasEnded) return;
+    this.hop.budget.deposit(this.startedMs);
+    this.admission = this.hop.breaker.admit(this.startedMs);
+    if (this.admission === 'rejected') return this.fail('destination_unavailable');
+    this.timer = this.isRepeatable
+      ? setTimeout(hedge, this.timeoutMs / 4, this)
+      : setTimeout(expire, this.timeoutMs, this);
+    this.send('first');
+    if (this.isRepeatable && !this.hasEnded) this.probeEjected();
+  }
+
+  /** Cancels the exchange. If `reason` is a `NextHopError`, the response is unusable, which counts as a failure. */
+  abort(reason?: Error) {
+    if (this.hasEnded) return;
+    this.aborted = true;
+    this.reason = reason ?? new errors.RequestAbortedError();
+    const isFailure = this.reason instanceof NextHopError;
+    if (isFailure) this.hop.breaker.record(this.admission, true, performance.now());
+    else this.hop.breaker.cancel(this.admission);
+    this.end(isFailure ? (this.reason as NextHopError) : undefined, !isFailure);
+    // A handler may abort in one of its callbacks, which must return before the next one is called.
+    queueMicrotask(() => this.reportError(this.reason as Error));
+  }
+
+  pause() {
+    this.paused = true;
+    this.winner?.pause();
+  }
+
+  resume() {
+    this.paused = false;
+    this.winner?.resume();
+  }
+
+  /** Called after a quarter of the deadline: without a response by then, sends the request once more. */
+  hedge() {
+    this.timer = setTimeout(expire, (this.timeoutMs * 3) / 4, this);
+    const [late] = this.live;
+    // A queued attempt says nothing about the endpoint, so don't hedge it.
+    if (late === undefined || late.isQueued || this.winner !== undefined) return;
+    const nowMs = performance.now();
+    late.endpoint.suspect(nowMs);
+    const other = this.hop.endpoints.choose(late.endpoint);
+    // A hedge that would be queued doesn't help.
+    if (other === undefined || other.isBusy || !this.hop.budget.withdraw(nowMs)) return;
+    this.send('hedge', late.endpoint);
+  }
+
+  /** Called when the deadline has passed. */
+  expire() {
+    // An attempt that was sent says more about the next hop than one that is still queued.
+    const late = this.live.find((attempt) => !attempt.isQueued) ?? this.live[0];
+    const code = late?.timeoutCode() ?? this.lastCode;
+    // If the handler has paused the response, the caller is slow, not the next hop.
+    if (this.paused && this.winner !== undefined) return this.reject(new NextHopError(code, this.hop.name));
+    if (code === 'http_response_timeout') late?.endpoint.failed(performance.now());
+    this.fail(code, this.lastCause);
+  }
+
+  informationReceived(statusCode: number, headers: IncomingHttpHeaders, statusMessage?: string) {
+    if (this.hasEnded || this.winner !== undefined) return;
+    try {
+      this.handler.onResponseStart?.(this, statusCode, headers, statusMessage);
+    } catch (error) {
+      this.abort(error as Error);
+    }
+  }
+
+  /** Makes this attempt's response the response of the exchange, and cancels the other attempts. */
+  responseStarted(
+    attempt: Attempt,
+    statusCode: number,
+    headers: IncomingHttpHeaders,
+    statusMessage?: string,
+  ) {
+    this.winner = attempt;
+    this.statusCode = statusCode;
+    if (this.live.length > 1) this.cancelOthers(attempt);
+    this.hop.observer.responseStarted?.(this);
+    if (this.paused) attempt.pause();
+    try {
+      this.handler.onResponseStarted?.();
+      this.handler.onResponseStart?.(this, statusCode, headers, statusMessage);
+    } catch (error) {
+      this.abort(error as Error);
+    }
+  }
+
+  dataReceived(chunk: Buffer) {
+    this.bodyBytes += chunk.length;
+    try {
+      this.handler.onResponseData?.(this, chunk);
+    } catch (error) {
+      this.abort(error as Error);
+    }
+  }
+
+  responseEnded(attempt: Attempt, trailers: IncomingHttpHeaders) {
+    if (!isGatewayError(attempt.statusCode as number)) attempt.endpoint.succeeded();
+    if (this.hasEnded) return;
+    this.live.length = 0;
+    this.hop.breaker.record(this.admission, false, performance.now());
+    this.end();
+    try {
+      this.handler.onResponseEnd?.(this, trailers);
+    } catch (error) {
+      this.reportError(error as Error);
+    }
+  }
+
+  /** An attempt failed. The exchange fails with it, unless another one is in flight or it can be retried. */
+  attemptFailed(attempt: Attempt, code: NextHopErrorCode, error: Error) {
+    if (isCallerError(error) || this.isBodyDestroyed(error)) return this.reject(error);
+    const nowMs = performance.now();
+    this.recordEndpointFailure(attempt, code, nowMs);
+    if (this.hasEnded) return;
+    this.remove(attempt);
+    this.lastCode = code;
+    this.lastCause = error instanceof NextHopError ? undefined : error;
+    if (this.live.length > 0) return;
+    if (this.canRetry(code) && this.hop.budget.withdraw(nowMs)) this.retry(attempt, code);
+    else this.fail(code, this.lastCause);
+  }
+
+  /**
+   * Retries a 502, 503 or 504 on another endpoint if there is one and no other attempt is in flight.
+   * @returns whether the response must be discarded
+   */
+  retryElsewhere(attempt: Attempt): boolean {
+    if (this.hasEnded || this.winner !== undefined || !this.isRepeatable) return false;
+    const other = this.hop.endpoints.choose(attempt.endpoint);
+    if (other === undefined || other === attempt.endpoint || other.isEjected) return false;
+    if (this.live.length === 1 && !this.withdrawRetry()) return false;
+    this.remove(attempt);
+    this.lastCode = 'http_response_timeout';
+    if (this.live.length === 0) this.retryAfterJitter(attempt.endpoint);
+    return true;
+  }
+
+  private send(kind: AttemptKind, avoid?: Endpoint, overNewConnection = false) {
+    const endpoint = this.hop.endpoints.choose(avoid);
+    if (endpoint === undefined) return this.awaitLookup(kind);
+    const attempt = new Attempt(this, endpoint, kind, ++this.attempts, overNewConnection);
+    this.live.push(attempt);
+    attempt.send();
+  }
+
+  private awaitLookup(kind: AttemptKind) {
+    const lookedUp = (error?: unknown) => {
+      if (this.hasEnded) return;
+      // A later lookup may have succeeded while this one failed.
+      if (this.hop.endpoints.choose() === undefined) this.fail(lookupErrorCode(error), error);
+      else this.send(kind);
+    };
+    this.hop.endpoints.lookup().then(() => lookedUp(), lookedUp);
+  }
+
+  private canRetry(code: NextHopErrorCode) {
+    const isSafe = this.isRepeatable && this.winner === undefined && CONNECTION_FAILURES.has(code);
+    return isSafe && this.retries < MAX_RETRIES;
+  }
+
+  private withdrawRetry() {
+    return this.retries < MAX_RETRIES && this.hop.budget.withdraw(performance.now());
+  }
+
+  // After a closed keep-alive connection, retry immediately over a new connection.
+  private retry(failed: Attempt, code: NextHopErrorCode) {
+    if (!mayHaveBeenIdle(failed, code)) return this.retryAfterJitter(failed.endpoint);
+    this.retries++;
+    this.send('retry', failed.endpoint, true);
+  }
+
+  private retryAfterJitter(failed: Endpoint) {
+    this.retries++;
+    const retryNow = () => {
+      if (!this.hasEnded) this.send('retry', failed);
+    };
+    setTimeout(retryNow, Math.random() * RETRY_JITTER_MS * this.retries);
+  }
+
+  private recordEndpointFailure(attempt: Attempt, code: NextHopErrorCode, nowMs: number) {
+    const { endpoint } = attempt;
+    if (ENDPOINT_FAILURES.has(code)) return endpoint.failed(nowMs);
+    if (!CONNECTION_FAILURES.has(code)) return;
+    if (mayHaveBeenIdle(attempt, code)) endpoint.suspect(nowMs);
+    else endpoint.eject(nowMs);
+    this.hop.endpoints.refresh();
+  }
+
+  // An earlier attempt that is still in flight is slow, and slower than another one: with the suspicion of its hedge,
+  // it counts twice.
+  private cancelOthers(winner: Attempt) {
+    for (const attempt of this.live) {
+      if (attempt.number < winner.number) attempt.endpoint.suspect(performance.now());
+      if (attempt !== winner) attempt.cancel();
+    }
+    this.live = [winner];
+  }
+
+  // The probe is a copy of this request.
+  private probeEjected() {
+    const endpoint = this.hop.endpoints.dueForProbe(this.startedMs);
+    if (endpoint === undefined || !this.hop.budget.withdraw(this.startedMs)) return;
+    endpoint.startProbe();
+    this.hop.observer.probeStarted?.(endpoint.address);
+    new Probe(endpoint, this.timeoutMs / 4).send({ ...this.request, origin: this.origin });
+  }
+
+  // An error of the request body stream is the caller's own and ends the exchange.
+  private watchBody() {
+    const { body } = this.request;
+    if (body === null || typeof body !== 'object') return;
+    const stream = 'on' in body ? body : streamOf(body);
+    stream?.on('error', (error) => this.reject(error));
+    this.bodyStream = stream as Readable | undefined;
+    if (stream !== undefined && stream !== body) this.request = { ...this.request, body: stream };
+  }
+
+  // undici reports a body stream that the caller destroyed as aborted, but uses that code for proxies, too.
+  private isBodyDestroyed(error: Error) {
+    const { bodyStream } = this;
+    const { code } = error as NodeJS.ErrnoException;
+    return code === 'UND_ERR_ABORTED' && bodyStream?.destroyed === true && !bodyStream.readableEnded;
+  }
+
+  private fail(code: NextHopErrorCode, cause?: unknown) {
+    if (this.hasEnded) return;
+    // Reaching the connection limit says nothing about the health of the next hop.
+    if (code === 'connection_limit_reached') this.hop.breaker.cancel(this.admission);
+    else this.hop.breaker.record(this.admission, true, performance.now());
+    const error = new NextHopError(code, this.hop.name, { cause, statusCode: this.statusCode });
+    this.end(error);
+    this.reportError(error);
+  }
+
+  /** Ends the exchange with an error that says nothing about the next hop. */
+  reject(error: Error) {
+    if (this.hasEnded) return;
+    this.hop.breaker.cancel(this.admission);
+    this.end(undefined, true);
+    this.reportError(error);
+  }
+
+  private end(error?: NextHopError, isCancelled = false) {
+    this.hasEnded = true;
+    clearTimeout(this.timer);
+    for (const attempt of this.live) attempt.cancel(error?.code);
+    // undici closes the body of a request that it got.
+    if (this.attempts === 0) this.bodyStream?.destroy();
+    this.hop.observer.exchangeEnded?.(this, error, isCancelled);
+    this.hop.active.delete(this);
+    if (this.hop.active.size === 0) this.hop.onIdle?.();
+  }
+
+  private reportError(error: Error) {
+    try {
+      this.handler.onResponseError?.(this, error);
+    } catch {
+      // The exchange has ended. An error that a handler throws here must not affect other requests.
+    }
+  }
+
+  private remove(attempt: Attempt) {
+    this.live = this.live.filter((other) => other !== attempt);
+  }
+}
+
+// undici does not report whether a connection that closed without a byte was an idle keep-alive connection.
+function mayHaveBeenIdle({ overNewConnection }: Attempt, code: NextHopErrorCode) {
+  return code === 'connection_terminated' && !overNewConnection;
+}
+
+// undici treats an empty string or buffer as no body; @fastify/reply-from sends one with each GET.
+function isEmpty(body: Dispatcher.DispatchOptions['body']) {
+  return body === null || body === undefined || (body as { length?: number }).length === 0;
+}
+
+// undici accepts any iterable as a body, although its types don't say so.
+function streamOf(body: object): Readable | undefined {
+  return Symbol.asyncIterator in body || 'next' in body
+    ? Readable.from(body as unknown as Iterable<unknown>)
+    : undefined;
+}
+
+// undici validates the request itself, in part only when it has a connection.
+function isCallerError(error: Error) {
+  const { code = '' } = error as NodeJS.ErrnoException;
+  return CALLER_ERROR_CODES.has(code);
+}
+
+// Named functions, so that a timer needs no closure.
+function hedge(exchange: Exchange) {
+  exchange.hedge();
+}
+
+function expire(exchange: Exchange) {
+  exchange.expire();
+}

@@ -1,0 +1,157 @@
+import { MockAgent } from 'undici';
+import { CircuitBreaker, type CircuitState } from './circuit-breaker';
+import { Endpoint } from './endpoint';
+import { EndpointPool } from './endpoint-pool';
+import { errorCode } from './errors';
+import { RetryBudget } from './retry-budget';
+
+describe('the choice among addresses', () => {
+  async function addresses(...ips: string[]) {
+    const dispatcher = new MockAgent();
+    const lookup = async () => ips.map((address) => ({ address, family: 4 }));
+    const all = new EndpointPool({ hostname: 'hop', connections: 8, open: () => dispatcher, lookup });
+    await all.lookup();
+    return all;
+  }
+
+  test('an address to avoid is chosen before an ejected one', async () => {
+    const all = await addresses('127.0.0.1', '127.0.0.2');
+    const [good, bad] = [all.choose(), all.choose()];
+    bad?.eject(0);
+    for (let i = 0; i < 4; i++) expect(all.choose(good)).toBe(good);
+    await all.close();
+  });
+
+  test('those without a request are taken in turn', async () => {
+    const all = await addresses('127.0.0.1', '127.0.0.2', '127.0.0.3');
+    const chosen = Array.from({ length: 6 }, () => all.choose()?.address);
+    expect(new Set(chosen.slice(0, 3)).size).toBe(3);
+    expect(chosen.slice(3)).toEqual(chosen.slice(0, 3));
+    await all.close();
+  });
+});
+
+describe('ejection', () => {
+  const address = () => new Endpoint('127.0.0.1', 8, () => new MockAgent());
+
+  test('five failures in a row eject an address, four and a success do not', () => {
+    const tested = address();
+    for (let i = 0; i < 4; i++) tested.failed(0);
+    tested.succeeded();
+    for (let i = 0; i < 4; i++) tested.failed(0);
+    expect(tested.isEjected).toBe(false);
+    tested.failed(0);
+    expect(tested.isEjected).toBe(true);
+  });
+
+  test('it lasts 1 s at first, twice as long after each failed probe, and at most 30 s', () => {
+    const tested = address();
+    const lasted: number[] = [];
+    let nowMs = 0;
+    for (let probes = 0; probes < 7; probes++) {
+      tested.eject(nowMs);
+      const sinceMs = nowMs;
+      while (!tested.isDueForProbe(nowMs)) nowMs += 500;
+      lasted.push(nowMs - sinceMs);
+      tested.startProbe();
+    }
+    expect(lasted).toEqual([1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+  });
+});
+
+describe('the retry budget', () => {
+  test('is ten without any exchange', () => {
+    const budget = new RetryBudget();
+    const granted = Array.from({ length: 20 }, () => budget.withdraw(0)).filter(Boolean);
+    expect(granted).toHaveLength(10);
+  });
+
+  test('grows by one for ten exchanges, and forgets after ten seconds', () => {
+    const budget = new RetryBudget();
+    for (let i = 0; i < 100; i++) budget.deposit(500);
+    const take = (nowMs: number) =>
+      Array.from({ length: 50 }, () => budget.withdraw(nowMs)).filter(Boolean).length;
+    expect(take(500)).toBe(20);
+    expect(take(9999)).toBe(0);
+    expect(take(10_000)).toBe(10);
+    expect(take(1_000_000)).toBe(10);
+  });
+});
+
+describe('the circuit', () => {
+  function circuit() {
+    const states: CircuitState[] = [];
+    const breaker = new CircuitBreaker((state) => states.push(state));
+    const fail = (times: number, nowMs: number) => {
+      for (let i = 0; i < times; i++) breaker.record(breaker.admit(nowMs), true, nowMs);
+    };
+    return { breaker, states, fail };
+  }
+
+  test('opens when most of the recent exchanges failed', () => {
+    const { breaker, states, fail } = circuit();
+    for (let i = 0; i < 32; i++) breaker.record(breaker.admit(0), false, 0);
+    fail(16, 0);
+    expect(breaker.admit(0)).toBe('pass');
+    fail(1, 0);
+    expect(breaker.admit(0)).toBe('rejected');
+    expect(states).toEqual(['open']);
+  });
+
+  test('stays closed over a few failures', () => {
+    const { breaker, fail } = circuit();
+    fail(15, 0);
+    expect(breaker.admit(0)).toBe('pass');
+  });
+
+  test('lets one trial through after a second, and closes when it succeeds', () => {
+    const { breaker, states, fail } = circuit();
+    fail(16, 0);
+    expect(breaker.admit(999)).toBe('rejected');
+    expect(breaker.admit(1000)).toBe('probe');
+    expect(breaker.admit(1000)).toBe('rejected');
+    breaker.record('probe', false, 1010);
+    expect(breaker.admit(1010)).toBe('pass');
+    expect(states).toEqual(['open', 'half-open', 'closed']);
+  });
+
+  test('opens again for a second when the trial fails; an exchange from before decides nothing', () => {
+    const { breaker, fail } = circuit();
+    fail(16, 0);
+    expect(breaker.admit(1000)).toBe('probe');
+    breaker.record('pass', false, 1001);
+    expect(breaker.state).toBe('half-open');
+    breaker.record('probe', true, 1100);
+    expect(breaker.admit(2000)).toBe('rejected');
+    expect(breaker.admit(2100)).toBe('probe');
+  });
+
+  test('lets another trial through when one was abandoned', () => {
+    const { breaker, fail } = circuit();
+    fail(16, 0);
+    breaker.cancel(breaker.admit(1000));
+    expect(breaker.admit(1000)).toBe('probe');
+  });
+
+  test('forgets failures of ten seconds ago', () => {
+    const { breaker, fail } = circuit();
+    fail(15, 0);
+    fail(15, 10_001);
+    expect(breaker.admit(10_001)).toBe('pass');
+  });
+});
+
+test.each([
+  [{ code: 'ECONNRESET' }, 'connection_terminated', 'http_response_incomplete'],
+  [{ code: 'UND_ERR_SOCKET' }, 'connection_terminated', 'http_response_incomplete'],
+  [{ code: 'UND_ERR_RES_CONTENT_LENGTH_MISMATCH' }, 'http_protocol_error', 'http_response_incomplete'],
+  [{ code: 'EHOSTUNREACH' }, 'connection_refused', 'connection_refused'],
+  [{ code: 'CERT_HAS_EXPIRED' }, 'tls_certificate_error', 'tls_certificate_error'],
+  [{ code: 'ERR_TLS_CERT_ALTNAME_INVALID' }, 'tls_certificate_error', 'tls_certificate_error'],
+  [{ code: 'UNABLE_TO_VERIFY_LEAF_SIGNATURE' }, 'tls_certificate_error', 'tls_certificate_error'],
+  [{ name: 'HTTPParserError' }, 'http_protocol_error', 'http_protocol_error'],
+  [{ code: 'SOMETHING_ELSE' }, 'proxy_internal_error', 'proxy_internal_error'],
+])('%j is %s before the headers, %s after', (error, before, after) => {
+  expect(errorCode(error, false)).toBe(before);
+  expect(errorCode(error, true)).toBe(after);
+});

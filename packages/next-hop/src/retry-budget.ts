@@ -1,0 +1,48 @@
+const BUCKETS = 10;
+const BUCKET_MS = 1000;
+const MIN_RETRIES = 10;
+
+/**
+ * Limits retries and hedges to a tenth of the exchanges of the last ten seconds, plus ten, so that a dead or slow
+ * next hop never sees more load than a live one. Times are milliseconds of one monotonic clock.
+ */
+export class RetryBudget {
+  private readonly exchanges = new Array<number>(BUCKETS).fill(0);
+  private readonly retries = new Array<number>(BUCKETS).fill(0);
+  private current = 0;
+
+  /** Counts an exchange. */
+  deposit(nowMs: number) {
+    this.count(this.exchanges, nowMs);
+  }
+
+  /** Takes one retry or hedge from the budget; false if there is none left. */
+  withdraw(nowMs: number): boolean {
+    this.clearOldBuckets(nowMs);
+    if (sum(this.retries) >= sum(this.exchanges) / 10 + MIN_RETRIES) return false;
+    this.count(this.retries, nowMs);
+    return true;
+  }
+
+  private count(buckets: number[], nowMs: number) {
+    this.clearOldBuckets(nowMs);
+    const bucket = this.current % BUCKETS;
+    buckets[bucket] = (buckets[bucket] ?? 0) + 1;
+  }
+
+  private clearOldBuckets(nowMs: number) {
+    const now = Math.floor(nowMs / BUCKET_MS);
+    if (now === this.current) return;
+    for (let bucket = Math.max(this.current + 1, now - BUCKETS + 1); bucket <= now; bucket++) {
+      this.exchanges[bucket % BUCKETS] = 0;
+      this.retries[bucket % BUCKETS] = 0;
+    }
+    this.current = now;
+  }
+}
+
+function sum(buckets: readonly number[]) {
+  let total = 0;
+  for (const count of buckets) total += count;
+  return total;
+}
