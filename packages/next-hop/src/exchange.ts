@@ -168,7 +168,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   ) {
     this.winner = attempt;
     this.statusCode = statusCode;
-    if (this.live.length > 1) this.cancelOthers(attempt);
+    this.cancelOthers(attempt);
     this.hop.observer.responseStarted?.(this);
     if (this.paused) attempt.pause();
     try {
