@@ -177,13 +177,13 @@ describe('shutdown', () => {
         statuses.push((await call(`${api.url}/hello`)).status);
       }
     });
-    while (statuses.length < 100) await sleep(10);
+    while (statuses.length < 200) await sleep(10);
     const stopped = api.stop();
     await sleep(200);
     isStopping = true;
     await Promise.all(clients);
     expect(await stopped).toBe(0);
-    expect(statuses.length).toBeGreaterThan(100);
+    expect(statuses.length).toBeGreaterThan(200);
     expect(statuses.filter((status) => status !== 200)).toEqual([]);
   });
 
