@@ -18,6 +18,8 @@ export interface AttemptOwner extends ExchangeInfo {
   readonly timeoutMs: number;
   rawHeaders: RawHeaders;
   rawTrailers: RawHeaders;
+  /** Called when an attempt that had to wait for a connection is sent. */
+  leftQueue(): void;
   informationReceived(statusCode: number, headers: IncomingHttpHeaders, statusMessage?: string): void;
   responseStarted(
     attempt: Attempt,
@@ -91,6 +93,11 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
     return this.wasEndpointBusy && this.controller === undefined;
   }
 
+  /** When the request was sent, or is assumed to have been sent if it is still waiting for a connection. */
+  get sentMs() {
+    return this.startedMs + this.queuedMs;
+  }
+
   /** The error code if the deadline passes now. */
   timeoutCode(): NextHopErrorCode {
     if (this.controller === undefined)
@@ -104,6 +111,7 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
     this.controller = controller;
     if (this.wasEndpointBusy) this.queuedMs = performance.now() - this.startedMs;
     if (this.isCancelled) controller.abort(CANCELLED);
+    else if (this.wasEndpointBusy) this.exchange.leftQueue();
   }
 
   onResponseStart(

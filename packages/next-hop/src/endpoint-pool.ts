@@ -16,6 +16,8 @@ export interface EndpointPoolOptions {
   connections: number;
   /** Returns a dispatcher with at most `connections` connections to one address; none is opened before it is needed. */
   open: (address: LookupAddress, connections: number) => Dispatcher;
+  /** How long an endpoint may leave requests without a response before it is ejected, in milliseconds. */
+  maxSilenceMs: number;
   lookup?: Lookup | undefined;
   /** How often the name is resolved again. */
   lookupIntervalMs?: number | undefined;
@@ -137,7 +139,7 @@ export class EndpointPool {
   private keepOrOpen(previous: Endpoint | undefined, found: LookupAddress, maxConnections: number) {
     if (previous?.maxConnections === maxConnections) return previous;
     const open = (connections: number) => this.options.open(found, connections);
-    return new Endpoint(found.address, maxConnections, open, previous);
+    return new Endpoint(found.address, maxConnections, this.options.maxSilenceMs, open, previous);
   }
 }
 

@@ -7,8 +7,8 @@ const MAX_EJECTION_MS = 30_000;
 
 /**
  * One address of a next hop: its connections, and whether it is ejected. It is ejected immediately when a
- * connection attempt fails, after three suspicions in a row (a slow response, a closed idle connection), and after
- * five other failures or responses with 502, 503 or 504 in a row. It comes back through a probe; each failed
+ * connection attempt fails, after three suspicions in a row (a slow response, a closed idle connection) and
+ * `maxSilenceMs` without a response, and after five other failures or responses with 502, 503 or 504 in a row. It comes back through a probe; each failed
  * probe doubles the time to the next one.
  */
 export class Endpoint {
@@ -19,6 +19,7 @@ export class Endpoint {
   inFlight = 0;
   isEjected = false;
   private suspicions = 0;
+  private silentSinceMs = 0;
   private consecutiveFailures = 0;
   private ejectionMs = FIRST_EJECTION_MS;
   private probeAtMs = 0;
@@ -26,6 +27,7 @@ export class Endpoint {
   constructor(
     readonly address: string,
     readonly maxConnections: number,
+    private readonly maxSilenceMs: number,
     open: (maxConnections: number) => Dispatcher,
     previous?: Endpoint,
   ) {
@@ -67,9 +69,14 @@ export class Endpoint {
     this.ejectionMs = FIRST_EJECTION_MS;
   }
 
-  /** A slow response or a closed idle connection is only a suspicion; three in a row eject the endpoint. */
-  suspect(nowMs: number) {
-    if (++this.suspicions >= SUSPICIONS_BEFORE_EJECTION) this.eject(nowMs);
+  /**
+   * Called when an attempt that was sent at `sentMs` has a slow response, or when an idle connection was closed. Three
+   * suspicions in a row eject the endpoint, unless they are so close together that a short pause explains them.
+   */
+  suspect(sentMs: number, nowMs: number) {
+    if (this.suspicions++ === 0) this.silentSinceMs = sentMs;
+    const isSilent = nowMs - this.silentSinceMs >= this.maxSilenceMs;
+    if (isSilent && this.suspicions >= SUSPICIONS_BEFORE_EJECTION) this.eject(nowMs);
   }
 
   /** Called after a failure or a response with 502, 503 or 504. Five in a row eject the endpoint. */

@@ -96,7 +96,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.admission = this.hop.breaker.admit(this.startedMs);
     if (this.admission === 'rejected') return this.fail('destination_unavailable');
     this.timer = this.isRepeatable
-      ? setTimeout(hedge, this.timeoutMs / 4, this)
+      ? setTimeout(hedge, this.hedgeDelayMs, this)
       : setTimeout(expire, this.timeoutMs, this);
     this.send('first');
     if (this.isRepeatable && !this.hasEnded) this.probeEjected();
@@ -125,14 +125,22 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.winner?.resume();
   }
 
-  /** Called after a quarter of the deadline: without a response by then, sends the request once more. */
+  /** Called when the hedge delay has passed. */
   hedge() {
-    this.timer = setTimeout(expire, (this.timeoutMs * 3) / 4, this);
+    const leftMs = this.leftMs();
+    if (leftMs <= 0) return this.expire();
+    this.timer = setTimeout(expire, leftMs, this);
+    // If this process was busy, the response may have arrived already. It is read before this callback runs.
+    setImmediate(hedgeNow, this);
+  }
+
+  /** Without a response so far, sends the request once more. */
+  hedgeNow() {
     const [late] = this.live;
     // A queued attempt says nothing about the endpoint, so don't hedge it.
-    if (late === undefined || late.isQueued || this.winner !== undefined) return;
+    if (this.hasEnded || late === undefined || late.isQueued || this.winner !== undefined) return;
     const nowMs = performance.now();
-    late.endpoint.suspect(nowMs);
+    late.endpoint.suspect(late.sentMs, nowMs);
     const other = this.hop.endpoints.choose(late.endpoint);
     // A hedge that would be queued doesn't help.
     if (other === undefined || other.isBusy || !this.hop.budget.withdraw(nowMs)) return;
@@ -148,6 +156,13 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.paused && this.winner !== undefined) return this.reject(new NextHopError(code, this.hop.name));
     if (code === 'http_response_timeout') late?.endpoint.failed(performance.now());
     this.fail(code, this.lastCause);
+  }
+
+  // The hedge delay starts when the request is sent.
+  leftQueue() {
+    if (!this.isRepeatable || this.attempts > 1) return;
+    clearTimeout(this.timer);
+    this.timer = setTimeout(hedge, Math.min(this.hedgeDelayMs, this.leftMs()), this);
   }
 
   informationReceived(statusCode: number, headers: IncomingHttpHeaders, statusMessage?: string) {
@@ -168,7 +183,9 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   ) {
     this.winner = attempt;
     this.statusCode = statusCode;
-    this.cancelOthers(attempt);
+    const nowMs = performance.now();
+    if (this.isRepeatable) this.hop.hedgeDelay.record(nowMs - attempt.sentMs);
+    if (this.live.length > 1) this.cancelOthers(attempt, nowMs);
     this.hop.observer.responseStarted?.(this);
     if (this.paused) attempt.pause();
     try {
@@ -230,6 +247,14 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     return true;
   }
 
+  private leftMs() {
+    return this.startedMs + this.timeoutMs - performance.now();
+  }
+
+  private get hedgeDelayMs() {
+    return Math.min(this.hop.hedgeDelay.ms, this.timeoutMs / 4);
+  }
+
   private send(kind: AttemptKind, avoid?: Endpoint, overNewConnection = false) {
     const endpoint = this.hop.endpoints.choose(avoid);
     if (endpoint === undefined) return this.awaitLookup(kind);
@@ -276,19 +301,24 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     const { endpoint } = attempt;
     if (ENDPOINT_FAILURES.has(code)) return endpoint.failed(nowMs);
     if (!CONNECTION_FAILURES.has(code)) return;
-    if (mayHaveBeenIdle(attempt, code)) endpoint.suspect(nowMs);
+    if (mayHaveBeenIdle(attempt, code)) endpoint.suspect(attempt.sentMs, nowMs);
     else endpoint.eject(nowMs);
     this.hop.endpoints.refresh();
   }
 
-  // An earlier attempt that is still in flight is slow, and slower than another one: with the suspicion of its hedge,
-  // it counts twice.
-  private cancelOthers(winner: Attempt) {
+  private cancelOthers(winner: Attempt, nowMs: number) {
     for (const attempt of this.live) {
-      if (attempt.number < winner.number) attempt.endpoint.suspect(performance.now());
+      if (attempt.number < winner.number && !attempt.isQueued) this.recordSlow(attempt, nowMs);
       if (attempt !== winner) attempt.cancel();
     }
     this.live = [winner];
+  }
+
+  // With the suspicion of its hedge, a response that is slower than the one to a later attempt counts twice. Without
+  // its time so far, the hedge delay would not adapt to a next hop that has become slow.
+  private recordSlow(attempt: Attempt, nowMs: number) {
+    attempt.endpoint.suspect(attempt.sentMs, nowMs);
+    this.hop.hedgeDelay.record(nowMs - attempt.sentMs);
   }
 
   // The probe is a copy of this request.
@@ -385,6 +415,10 @@ function isCallerError(error: Error) {
 // Named functions, so that a timer needs no closure.
 function hedge(exchange: Exchange) {
   exchange.hedge();
+}
+
+function hedgeNow(exchange: Exchange) {
+  exchange.hedgeNow();
 }
 
 function expire(exchange: Exchange) {

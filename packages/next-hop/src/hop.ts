@@ -1,6 +1,7 @@
 import type { Dispatcher } from 'undici';
 import type { CircuitBreaker } from './circuit-breaker';
 import type { EndpointPool } from './endpoint-pool';
+import type { HedgeDelay } from './hedge-delay';
 import type { Observer } from './observer';
 import type { RetryBudget } from './retry-budget';
 
@@ -11,6 +12,7 @@ export interface Hop {
   readonly timeoutMs: number;
   readonly endpoints: EndpointPool;
   readonly budget: RetryBudget;
+  readonly hedgeDelay: HedgeDelay;
   readonly breaker: CircuitBreaker;
   readonly observer: Observer;
   /** True while a connection error is being handled. A response that ends in the meantime was truncated. */

@@ -2,8 +2,10 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { PassThrough } from 'node:stream';
+import { Worker } from 'node:worker_threads';
 import { closedPort, httpUpstream, rawUpstream, type StubUpstream } from '../../../test/stub-upstream';
 import { NextHop, type NextHopOptions } from './next-hop';
+import type { Observer } from './observer';
 
 const cleanups: (() => Promise<unknown>)[] = [];
 
@@ -98,6 +100,28 @@ describe('spreading', () => {
     const slow = results.filter(({ ms }) => ms > 200);
     expect(slow).toHaveLength(2);
     for (const { ms } of slow) expect(ms).toBeLessThan(450);
+  });
+
+  test('after 100 fast responses, an address that hangs costs less than 100 ms until it is ejected', async () => {
+    let isFrozen = false;
+    const hosts = ['127.0.0.1', '127.0.0.2'];
+    const [healthy] = await replicas('127.0.0.1');
+    const frozen = await httpUpstream((_req, res) => void (isFrozen || res.end()), hosts[1], healthy?.port);
+    cleanups.push(() => frozen.close());
+    const hop = clientOf(`http://hop.test:${healthy?.port}`, { lookup: addressesOf(hosts) });
+    for (let i = 0; i < 100; i++) await ask(hop);
+    isFrozen = true;
+    const endMs = performance.now() + 800;
+    const results = [];
+    while (performance.now() < endMs) {
+      results.push(await ask(hop));
+      await sleep(10);
+    }
+    expect(results.map(({ outcome }) => outcome)).toEqual(results.map(() => '127.0.0.1'));
+    expect(Math.max(...results.map(({ ms }) => ms))).toBeLessThan(100);
+    const requests = frozen.requests();
+    for (let i = 0; i < 20; i++) await ask(hop);
+    expect(frozen.requests()).toBe(requests);
   });
 
   /** Three replicas of which those in `broken` respond 503 at once, and the others after 50 ms. */
@@ -281,6 +305,47 @@ describe('retries', () => {
     const outcomes = await Promise.all([1, 2, 3, 4].map(() => ask(hop)));
     expect(outcomes.map(({ outcome }) => outcome)).toEqual(new Array(4).fill('slow'));
     expect(slow.requests()).toBe(4);
+  });
+
+  test('a request that had to wait for a connection is hedged when its own response is slow', async () => {
+    let hung = 0;
+    const server = await httpUpstream((req, res) => {
+      if (req.url === '/slow') setTimeout(() => res.end(), 100);
+      else if (req.url !== '/hang' || ++hung > 1) res.end('ok');
+    });
+    cleanups.push(() => server.close());
+    const hop = clientOf(server.origin, { connections: 2 });
+    for (let i = 0; i < 100; i++) await ask(hop);
+    const slow = [hop.get('/slow'), hop.get('/slow')];
+    const startedMs = performance.now();
+    expect((await hop.get('/hang')).text()).toBe('ok');
+    expect(performance.now() - startedMs).toBeLessThan(250);
+    expect(performance.now() - startedMs).toBeGreaterThan(95);
+    await Promise.all(slow);
+  });
+
+  test('responses that arrive while this process is busy are not hedged', async () => {
+    const responses = new Int32Array(new SharedArrayBuffer(4));
+    const program = `const { parentPort, workerData } = require('node:worker_threads');
+      const server = require('node:http').createServer((req, res) => res.end('ok', () => Atomics.add(workerData, 0, 1)));
+      server.listen(0, '127.0.0.1', () => parentPort.postMessage(server.address().port));`;
+    const worker = new Worker(program, { eval: true, workerData: responses });
+    cleanups.push(() => worker.terminate());
+    const [port] = await once(worker, 'message');
+    const kinds = new Set<string>();
+    const observer: Observer = { attemptStarted: ({ kind }) => void kinds.add(kind) };
+    const hop = clientOf(`http://127.0.0.1:${port}`, { observer });
+    for (let i = 0; i < 100; i++) await ask(hop);
+    for (let i = 0; i < 20; i++) {
+      const response = ask(hop);
+      // undici sends the request now.
+      await new Promise(setImmediate);
+      const sentMs = performance.now();
+      const isWaiting = () => Atomics.load(responses, 0) <= 100 + i && performance.now() < sentMs + 2000;
+      while (isWaiting() || performance.now() < sentMs + 20);
+      await response;
+    }
+    expect([...kinds]).toEqual(['first']);
   });
 
   test('a slow next hop still has the whole deadline', async () => {

@@ -5,6 +5,7 @@ import { CircuitBreaker, type CircuitState } from './circuit-breaker';
 import { EndpointPool, type Lookup } from './endpoint-pool';
 import { Exchange } from './exchange';
 import { type AbortSignalLike, GetHandler } from './get';
+import { HedgeDelay } from './hedge-delay';
 import { ActiveExchanges, type ExchangeOptions, type Hop, type NextHopRequestOptions } from './hop';
 import { adaptHandler, type LegacyHandler } from './legacy-handler';
 import type { Observer } from './observer';
@@ -94,8 +95,10 @@ export class NextHop<Context = unknown> extends Dispatcher {
           factory
             ? factory(this.origin, { address, connections: share })
             : this.openPool(address, share, options.connect),
+        maxSilenceMs: timeoutMs / 4,
       }),
       budget: new RetryBudget(),
+      hedgeDelay: new HedgeDelay(timeoutMs / 4),
       breaker: new CircuitBreaker((state) => observer.circuitChanged?.(state)),
       observer: observer as Observer,
       isConnectionFailing: false,

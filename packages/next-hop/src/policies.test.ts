@@ -3,13 +3,20 @@ import { CircuitBreaker, type CircuitState } from './circuit-breaker';
 import { Endpoint } from './endpoint';
 import { EndpointPool } from './endpoint-pool';
 import { errorCode } from './errors';
+import { HedgeDelay } from './hedge-delay';
 import { RetryBudget } from './retry-budget';
 
 describe('the choice among addresses', () => {
   async function addresses(...ips: string[]) {
     const dispatcher = new MockAgent();
     const lookup = async () => ips.map((address) => ({ address, family: 4 }));
-    const all = new EndpointPool({ hostname: 'hop', connections: 8, open: () => dispatcher, lookup });
+    const all = new EndpointPool({
+      hostname: 'hop',
+      connections: 8,
+      maxSilenceMs: 500,
+      open: () => dispatcher,
+      lookup,
+    });
     await all.lookup();
     return all;
   }
@@ -32,7 +39,7 @@ describe('the choice among addresses', () => {
 });
 
 describe('ejection', () => {
-  const address = () => new Endpoint('127.0.0.1', 8, () => new MockAgent());
+  const address = () => new Endpoint('127.0.0.1', 8, 500, () => new MockAgent());
 
   test('five failures in a row eject an address, four and a success do not', () => {
     const tested = address();
@@ -41,6 +48,17 @@ describe('ejection', () => {
     for (let i = 0; i < 4; i++) tested.failed(0);
     expect(tested.isEjected).toBe(false);
     tested.failed(0);
+    expect(tested.isEjected).toBe(true);
+  });
+
+  test('three suspicions in a row eject an address after 500 ms without a response, a short pause does not', () => {
+    const tested = address();
+    for (let nowMs = 10; nowMs < 500; nowMs += 10) tested.suspect(0, nowMs);
+    expect(tested.isEjected).toBe(false);
+    tested.succeeded();
+    for (const nowMs of [510, 1010]) tested.suspect(500, nowMs);
+    expect(tested.isEjected).toBe(false);
+    tested.suspect(1000, 1020);
     expect(tested.isEjected).toBe(true);
   });
 
@@ -75,6 +93,46 @@ describe('the retry budget', () => {
     expect(take(9999)).toBe(0);
     expect(take(10_000)).toBe(10);
     expect(take(1_000_000)).toBe(10);
+  });
+});
+
+describe('the hedge delay', () => {
+  function delayAfter(times: (readonly [count: number, ms: number])[], maxMs = 500) {
+    const delay = new HedgeDelay(maxMs);
+    for (const [count, ms] of times) for (let i = 0; i < count; i++) delay.record(ms);
+    return delay.ms;
+  }
+
+  test('is the maximum until 100 responses are known, then at least 10 ms', () => {
+    expect(delayAfter([[99, 1]])).toBe(500);
+    expect(delayAfter([[100, 1]])).toBe(10);
+    expect(delayAfter([[100, 1]], 8)).toBe(8);
+  });
+
+  test('is the 99th percentile to within a tenth, and at most the maximum', () => {
+    const times = [
+      [980, 2],
+      [10, 50],
+      [10, 200],
+    ] as const;
+    expect(delayAfter([...times])).toBeGreaterThanOrEqual(50);
+    expect(delayAfter([...times])).toBeLessThanOrEqual(55);
+    expect(delayAfter([[100, 3000]])).toBe(500);
+  });
+
+  test('depends on the last 1000 responses only', () => {
+    expect(
+      delayAfter([
+        [1000, 200],
+        [980, 2],
+      ]),
+    ).toBeGreaterThan(150);
+    expect(
+      delayAfter([
+        [1000, 200],
+        [990, 2],
+      ]),
+    ).toBe(10);
   });
 });
 
