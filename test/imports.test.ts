@@ -34,9 +34,9 @@ function importsOf(file: string): string[] {
   });
 }
 
-function roomOf(file: string): string {
+function folderOf(file: string): string {
   return Object.keys(MAY_IMPORT)
-    .filter((room) => file.startsWith(`${room}/`))
+    .filter((folder) => file.startsWith(`${folder}/`))
     .sort((a, b) => b.length - a.length)[0] as string;
 }
 
@@ -44,22 +44,22 @@ test('every file is in a known folder and imports only from the folders that it 
   expect(files.length).toBeGreaterThan(50);
   const wrong = files.flatMap((file) =>
     importsOf(file)
-      .filter((imported) => roomOf(imported) !== roomOf(file))
-      .filter((imported) => !MAY_IMPORT[roomOf(file)]?.includes(roomOf(imported)))
+      .filter((imported) => folderOf(imported) !== folderOf(file))
+      .filter((imported) => !MAY_IMPORT[folderOf(file)]?.includes(folderOf(imported)))
       .map((imported) => `${file} imports ${imported}`),
   );
   expect(wrong).toEqual([]);
 });
 
-test('no file imports itself through others', () => {
-  const circles: string[] = [];
+test('there are no import cycles', () => {
+  const cycles: string[] = [];
   const done = new Set<string>();
   const visit = (file: string, path: string[]) => {
-    if (path.includes(file)) circles.push([...path.slice(path.indexOf(file)), file].join(' → '));
+    if (path.includes(file)) cycles.push([...path.slice(path.indexOf(file)), file].join(' → '));
     if (path.includes(file) || done.has(file)) return;
     for (const imported of importsOf(file)) visit(imported, [...path, file]);
     done.add(file);
   };
   for (const file of files) visit(file, []);
-  expect(circles).toEqual([]);
+  expect(cycles).toEqual([]);
 });

@@ -63,9 +63,9 @@ class Client {
 const startApi = (drainMs: number) =>
   startProgram('api', { API2_URL: upstream.origin, DRAIN_MS: String(drainMs) });
 
-async function whileSuspended(program: Program, forMs: number, meanwhile: () => void) {
+async function whileSuspended(program: Program, forMs: number, action: () => void) {
   program.child.kill('SIGSTOP');
-  meanwhile();
+  action();
   await sleep(forMs);
   program.child.kill('SIGCONT');
 }

@@ -15,7 +15,7 @@ type StackConfig = typeof PRODUCTION;
 const env = ({ port }: StackConfig) => ({ ...process.env, ONEHOP_PUBLISH: `127.0.0.1:${port}` });
 const url = ({ port }: StackConfig) => `http://127.0.0.1:${port}`;
 
-// These are the commands of the README, without -p, because the project names in the files are under test.
+// These are the documented commands, without -p, because the project names in the files are under test.
 async function compose(stack: StackConfig, ...args: string[]) {
   const options = { cwd: project.folder, env: env(stack), maxBuffer: 2 ** 28 };
   const { stdout } = await run('docker', ['compose', ...stack.files, ...args], options);

@@ -6,85 +6,85 @@ import { errorCode } from './errors';
 import { HedgeDelay } from './hedge-delay';
 import { RetryBudget } from './retry-budget';
 
-describe('the choice among addresses', () => {
-  async function addresses(...ips: string[]) {
+describe('the choice of an endpoint', () => {
+  async function poolOf(...ips: string[]) {
     const dispatcher = new MockAgent();
     const lookup = async () => ips.map((address) => ({ address, family: 4 }));
-    const all = new EndpointPool({
+    const pool = new EndpointPool({
       hostname: 'hop',
       connections: 8,
       maxSilenceMs: 500,
       open: () => dispatcher,
       lookup,
     });
-    await all.lookup();
-    return all;
+    await pool.lookup();
+    return pool;
   }
 
-  test('an address to avoid is chosen before an ejected one', async () => {
-    const all = await addresses('127.0.0.1', '127.0.0.2');
-    const [good, bad] = [all.choose(), all.choose()];
+  test('prefers the endpoint to avoid to an ejected one', async () => {
+    const pool = await poolOf('127.0.0.1', '127.0.0.2');
+    const [good, bad] = [pool.choose(), pool.choose()];
     bad?.eject(0);
-    for (let i = 0; i < 4; i++) expect(all.choose(good)).toBe(good);
-    await all.close();
+    for (let i = 0; i < 4; i++) expect(pool.choose(good)).toBe(good);
+    await pool.close();
   });
 
-  test('those without a request are taken in turn', async () => {
-    const all = await addresses('127.0.0.1', '127.0.0.2', '127.0.0.3');
-    const chosen = Array.from({ length: 6 }, () => all.choose()?.address);
+  test('is round-robin among endpoints without requests', async () => {
+    const pool = await poolOf('127.0.0.1', '127.0.0.2', '127.0.0.3');
+    const chosen = Array.from({ length: 6 }, () => pool.choose()?.address);
     expect(new Set(chosen.slice(0, 3)).size).toBe(3);
     expect(chosen.slice(3)).toEqual(chosen.slice(0, 3));
-    await all.close();
+    await pool.close();
   });
 });
 
 describe('ejection', () => {
-  const address = () => new Endpoint('127.0.0.1', 8, 500, () => new MockAgent());
+  const createEndpoint = () => new Endpoint('127.0.0.1', 8, 500, () => new MockAgent());
 
-  test('five failures in a row eject an address, four and a success do not', () => {
-    const tested = address();
-    for (let i = 0; i < 4; i++) tested.failed(0);
-    tested.succeeded();
-    for (let i = 0; i < 4; i++) tested.failed(0);
-    expect(tested.isEjected).toBe(false);
-    tested.failed(0);
-    expect(tested.isEjected).toBe(true);
+  test('ejects an endpoint after five failures in a row, but not after four and a success', () => {
+    const endpoint = createEndpoint();
+    for (let i = 0; i < 4; i++) endpoint.failed(0);
+    endpoint.succeeded();
+    for (let i = 0; i < 4; i++) endpoint.failed(0);
+    expect(endpoint.isEjected).toBe(false);
+    endpoint.failed(0);
+    expect(endpoint.isEjected).toBe(true);
   });
 
-  test('three suspicions in a row eject an address after 500 ms without a response, a short pause does not', () => {
-    const tested = address();
-    for (let nowMs = 10; nowMs < 500; nowMs += 10) tested.suspect(0, nowMs);
-    expect(tested.isEjected).toBe(false);
-    tested.succeeded();
-    for (const nowMs of [510, 1010]) tested.suspect(500, nowMs);
-    expect(tested.isEjected).toBe(false);
-    tested.suspect(1000, 1020);
-    expect(tested.isEjected).toBe(true);
+  test('ejects an endpoint after three suspicions in a row and 500 ms without a response, but not after a short pause', () => {
+    const endpoint = createEndpoint();
+    for (let nowMs = 10; nowMs < 500; nowMs += 10) endpoint.suspect(0, nowMs);
+    expect(endpoint.isEjected).toBe(false);
+    endpoint.succeeded();
+    for (const nowMs of [510, 1010]) endpoint.suspect(500, nowMs);
+    expect(endpoint.isEjected).toBe(false);
+    endpoint.suspect(1000, 1020);
+    expect(endpoint.isEjected).toBe(true);
   });
 
-  test('it lasts 1 s at first, twice as long after each failed probe, and at most 30 s', () => {
-    const tested = address();
-    const lasted: number[] = [];
+  test('lasts 1 s at first, twice as long after each failed probe, and at most 30 s', () => {
+    const endpoint = createEndpoint();
+    const durationsMs: number[] = [];
     let nowMs = 0;
     for (let probes = 0; probes < 7; probes++) {
-      tested.eject(nowMs);
+      endpoint.eject(nowMs);
       const sinceMs = nowMs;
-      while (!tested.isDueForProbe(nowMs)) nowMs += 500;
-      lasted.push(nowMs - sinceMs);
-      tested.startProbe();
+      while (!endpoint.isDueForProbe(nowMs)) nowMs += 500;
+      durationsMs.push(nowMs - sinceMs);
+      endpoint.startProbe();
     }
-    expect(lasted).toEqual([1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+    expect(durationsMs).toEqual([1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
   });
 });
 
 describe('the retry budget', () => {
-  test('is ten without any exchange', () => {
+  test('allows ten retries without any exchange', () => {
     const budget = new RetryBudget();
     const granted = Array.from({ length: 20 }, () => budget.withdraw(0)).filter(Boolean);
     expect(granted).toHaveLength(10);
   });
 
-  test('grows by one for ten exchanges, and forgets after ten seconds', () => {
+  test('grows by one for every ten exchanges, which no longer count after ten seconds', () => {
     const budget = new RetryBudget();
     for (let i = 0; i < 100; i++) budget.deposit(500);
     const take = (nowMs: number) =>
@@ -136,7 +136,7 @@ describe('the hedge delay', () => {
   });
 });
 
-describe('the circuit', () => {
+describe('the circuit breaker', () => {
   function circuit() {
     const states: CircuitState[] = [];
     const breaker = new CircuitBreaker((state) => states.push(state));
@@ -156,13 +156,13 @@ describe('the circuit', () => {
     expect(states).toEqual(['open']);
   });
 
-  test('stays closed over a few failures', () => {
+  test('stays closed after a few failures', () => {
     const { breaker, fail } = circuit();
     fail(15, 0);
     expect(breaker.admit(0)).toBe('pass');
   });
 
-  test('lets one trial through after a second, and closes when it succeeds', () => {
+  test('lets one probe through after a second, and closes when it succeeds', () => {
     const { breaker, states, fail } = circuit();
     fail(16, 0);
     expect(breaker.admit(999)).toBe('rejected');
@@ -173,7 +173,7 @@ describe('the circuit', () => {
     expect(states).toEqual(['open', 'half-open', 'closed']);
   });
 
-  test('opens again for a second when the trial fails; an exchange from before decides nothing', () => {
+  test('opens again for a second when the probe fails, and ignores exchanges that started earlier', () => {
     const { breaker, fail } = circuit();
     fail(16, 0);
     expect(breaker.admit(1000)).toBe('probe');
@@ -184,14 +184,14 @@ describe('the circuit', () => {
     expect(breaker.admit(2100)).toBe('probe');
   });
 
-  test('lets another trial through when one was abandoned', () => {
+  test('lets another probe through when one was cancelled', () => {
     const { breaker, fail } = circuit();
     fail(16, 0);
     breaker.cancel(breaker.admit(1000));
     expect(breaker.admit(1000)).toBe('probe');
   });
 
-  test('forgets failures of ten seconds ago', () => {
+  test('ignores failures from more than ten seconds ago', () => {
     const { breaker, fail } = circuit();
     fail(15, 0);
     fail(15, 10_001);
@@ -209,7 +209,7 @@ test.each([
   [{ code: 'UNABLE_TO_VERIFY_LEAF_SIGNATURE' }, 'tls_certificate_error', 'tls_certificate_error'],
   [{ name: 'HTTPParserError' }, 'http_protocol_error', 'http_protocol_error'],
   [{ code: 'SOMETHING_ELSE' }, 'proxy_internal_error', 'proxy_internal_error'],
-])('%j is %s before the headers, %s after', (error, before, after) => {
+])('%j maps to %s before the headers, to %s after them', (error, before, after) => {
   expect(errorCode(error, false)).toBe(before);
   expect(errorCode(error, true)).toBe(after);
 });

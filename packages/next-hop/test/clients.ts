@@ -4,7 +4,7 @@ import { httpUpstream, rawUpstream } from '../../../test/stub-upstream';
 
 type Cleanup = () => unknown;
 
-/** Clients and next hops for the tests of one file, which are closed after each test. */
+/** Creates clients and next hops for the tests of one file, and closes them after each test. */
 export function testClients() {
   const cleanups: Cleanup[] = [];
   afterEach(async () => {
@@ -38,7 +38,7 @@ export const lookupOf = (addresses: readonly string[]) => async () =>
 
 export const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Resolves when `condition` holds. @throws {Error} if it does not within `timeoutMs` */
+/** Resolves when `condition` is true, and rejects if it is not within `timeoutMs`. */
 export async function until(condition: () => boolean, timeoutMs = 5000) {
   const endMs = performance.now() + timeoutMs;
   while (!condition()) {

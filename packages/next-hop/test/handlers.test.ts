@@ -10,7 +10,7 @@ const { client, server, rawServer } = testClients();
 type Controller = Dispatcher.DispatchController;
 type Callback = 'onRequestStart' | 'onResponseStart' | 'onResponseData' | 'onResponseEnd';
 
-/** A handler that records its callbacks, and does `on[callback]` in them. */
+/** A handler that records its callbacks, and calls the function of the same name in `on`. */
 function recorder(on: { [name in Callback]?: (controller: Controller) => void } = {}) {
   const calls: string[] = [];
   const informational: number[] = [];
@@ -93,7 +93,7 @@ describe('back-pressure', () => {
     expect(bytes).toBe(SIZE);
   });
 
-  test('a deadline that passes while the caller has paused the response does not count as a failure', async () => {
+  test('a deadline that passes while the handler has paused the response does not count as a failure', async () => {
     const large = Buffer.alloc(SIZE / 8);
     const { origin } = await server((_req, res) => void res.end(large));
     const hop = client(origin, { timeoutMs: 400 });
@@ -108,7 +108,7 @@ describe('back-pressure', () => {
 });
 
 describe('abort by the controller', () => {
-  const reason = new Error('enough');
+  const reason = new Error('aborted by the handler');
   const abort = (controller: Controller) => controller.abort(reason);
 
   test('in onRequestStart sends no request', async () => {
@@ -176,9 +176,9 @@ describe('a handler that throws', () => {
   };
 
   test.each(['onRequestStart', 'onResponseStart', 'onResponseData', 'onResponseEnd'] as const)(
-    'in %s gets its error in onResponseError, and harms no other request',
+    'in %s receives its error in onResponseError, and does not affect other requests',
     async (callback) => {
-      const { origin } = await server((_req, res) => void setTimeout(() => res.end('well'), 20));
+      const { origin } = await server((_req, res) => void setTimeout(() => res.end('ok'), 20));
       const hop = client(origin);
       const others = Array.from({ length: 10 }, () => hop.get('/'));
       const throwing = Array.from({ length: 10 }, () => recorder({ [callback]: fail }));
@@ -189,17 +189,17 @@ describe('a handler that throws', () => {
         expect(error).toBe(thrown);
         expect(calls.filter((call) => call === 'onResponseError')).toHaveLength(1);
       }
-      for (const other of others) expect((await other).text()).toBe('well');
+      for (const other of others) expect((await other).text()).toBe('ok');
       expect(hop.circuit).toBe('closed');
     },
   );
 
-  test('in onResponseError harms no other request', async () => {
-    const { origin } = await server((req, res) => void (req.url === '/' && res.end('well')));
+  test('in onResponseError does not affect other requests', async () => {
+    const { origin } = await server((req, res) => void (req.url === '/' && res.end('ok')));
     const hop = client(origin, { timeoutMs: 200 });
     get(hop, { ...recorder().handler, onResponseError: fail }, '/hangs');
     await delay(300);
-    expect((await hop.get('/')).text()).toBe('well');
+    expect((await hop.get('/')).text()).toBe('ok');
   });
 });
 
@@ -208,7 +208,7 @@ test.each([null, undefined, 'handler'])('dispatch throws when the handler is %p'
   expect(dispatch).toThrow(expect.objectContaining({ code: 'UND_ERR_INVALID_ARG' }));
 });
 
-test('a handler with only some callbacks gets these', async () => {
+test('a handler may implement only some callbacks', async () => {
   const { origin } = await server((_req, res) => void res.writeHead(204).end());
   const status = new Promise((resolve) => {
     get(client(origin), { onResponseStart: (_controller, statusCode) => resolve(statusCode) });
@@ -242,7 +242,7 @@ test('trailers reach the handler at the end of the response', async () => {
 });
 
 describe('a request with a streamed body', () => {
-  const broken = new Error('the caller could not read its file');
+  const broken = new Error('the body failed');
   function* failing() {
     yield 'first chunk';
     throw broken;
@@ -263,7 +263,7 @@ describe('a request with a streamed body', () => {
     ['an async iterable', slow],
     ['a web stream', () => new Blob(['one ', 'two']).stream()],
     ['a generator', () => ['one ', 'two'].values()],
-  ])('sends the whole of %s', async (_kind, body) => {
+  ])('sends %s completely', async (_kind, body) => {
     const { origin } = await server((req, res) => void req.pipe(res));
     const options = { path: '/', method: 'POST', body: body() as Readable } as const;
     const response = await client(origin).request(options);

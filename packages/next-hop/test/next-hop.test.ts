@@ -39,7 +39,7 @@ describe('the constructor', () => {
     expect(() => new NextHop('http://hop.test', options)).toThrow(expect.objectContaining(INVALID));
   });
 
-  test('takes the name from the host name when no name is given', () => {
+  test('uses the host name as the name by default', () => {
     expect(client('http://hop.test:8080').name).toBe('hop.test');
     expect(client('http://hop.test:8080', { name: 'books' }).name).toBe('books');
   });
@@ -55,7 +55,7 @@ describe('a request', () => {
     },
   );
 
-  test('succeeds when its origin is written in another way', async () => {
+  test('succeeds when its origin has another spelling', async () => {
     const { origin } = await server((_req, res) => void res.end('ok'));
     const hop = client(origin);
     for (const own of [origin, `${origin}/`, new URL(origin), origin.replace('http', 'HTTP')]) {
@@ -198,7 +198,7 @@ describe('get', () => {
     await expect(hop.get(`/${MEBIBYTE + 1}`)).rejects.toMatchObject({ code: 'http_response_body_size' });
   });
 
-  test('rejects with a NextHopError that has the code, the name and the cause', async () => {
+  test('rejects with a NextHopError with code, name and cause', async () => {
     const { origin } = await server((req) => req.socket.destroy());
     const error = await client(origin, { name: 'books' })
       .get('/')
@@ -233,7 +233,7 @@ describe('the option connect', () => {
     return { origin: `https://hop.test:${port}`, cert, lookup: lookupOf(['127.0.0.1']) };
   }
 
-  test('with a CA makes a certificate that it signed valid; without it the request fails', async () => {
+  test('with a CA accepts a certificate that the CA has signed; without it the request fails', async () => {
     const { origin, cert, lookup } = await tlsServer();
     expect((await client(origin, { lookup, connect: { ca: cert } }).get('/')).statusCode).toBe(200);
     await expect(client(origin, { lookup }).get('/')).rejects.toMatchObject({
@@ -241,13 +241,13 @@ describe('the option connect', () => {
     });
   });
 
-  test('does not make a certificate of another host name valid', async () => {
+  test('with a CA still rejects a certificate for another host name', async () => {
     const { origin, cert, lookup } = await tlsServer();
     const other = client(origin.replace('hop.test', 'other.test'), { lookup, connect: { ca: cert } });
     await expect(other.get('/')).rejects.toMatchObject({ code: 'tls_certificate_error' });
   });
 
-  test('with a client certificate sends it; without it a server that requires one refuses', async () => {
+  test('with a client certificate sends it; without it a server that requires one refuses the connection', async () => {
     const mine = await certificate('my-service');
     const { origin, cert, lookup } = await tlsServer({ requestCert: true, ca: mine.cert });
     const connect = { ca: cert, cert: mine.cert, key: mine.private };
@@ -255,7 +255,7 @@ describe('the option connect', () => {
     await expect(client(origin, { lookup, connect: { ca: cert } }).get('/')).rejects.toThrow(NextHopError);
   });
 
-  test('takes a connector, which gets each address', async () => {
+  test('accepts a connector, which receives each address', async () => {
     const { port } = await server((_req, res) => void res.end('ok'));
     const connectNow = buildConnector({});
     const targets: (string | undefined)[] = [];
@@ -350,7 +350,7 @@ describe('close', () => {
     await expect(hop.close()).rejects.toMatchObject({ code: 'UND_ERR_DESTROYED' });
   });
 
-  test('resolves when the client is destroyed meanwhile', async () => {
+  test('resolves when the client is destroyed in the meantime', async () => {
     const { origin } = await server(() => {});
     const hop = client(origin);
     const failed = expect(hop.get('/')).rejects.toMatchObject({ code: 'UND_ERR_DESTROYED' });
@@ -376,7 +376,7 @@ describe('destroy', () => {
     await expect(hop.get('/')).rejects.toMatchObject({ code: 'UND_ERR_DESTROYED' });
   });
 
-  test('fails a request that waits for the lookup at once', async () => {
+  test('immediately fails a request that waits for the lookup', async () => {
     const hop = client('http://hop.test', { timeoutMs: 5000, lookup: () => new Promise(() => {}) });
     const failed = expect(hop.get('/')).rejects.toBe(reason);
     const startMs = performance.now();
@@ -396,7 +396,7 @@ describe('destroy', () => {
 describe('addresses', () => {
   const two = ['127.0.0.1', '127.0.0.2'];
 
-  test('stats has the numbers of each address', async () => {
+  test('stats has the statistics of each address', async () => {
     const { port } = await server((_req, res) => void setTimeout(() => res.end(), 100), '127.0.0.1');
     await server((_req, res) => void setTimeout(() => res.end(), 100), '127.0.0.2', port);
     const hop = client(`http://hop.test:${port}`, { lookup: lookupOf(two) });
@@ -409,7 +409,7 @@ describe('addresses', () => {
     expect(hop.stats['127.0.0.1']).toMatchObject({ connected: 2, running: 0, size: 0 });
   });
 
-  test('connections to an address that the name no longer has are closed within 5 s', async () => {
+  test('connections to an address that the name no longer resolves to are closed within 5 s', async () => {
     const closedAfterMs: number[] = [];
     let removedMs = 0;
     const { port } = await server((_req, res) => void res.end(), '127.0.0.1');
@@ -431,7 +431,7 @@ describe('addresses', () => {
     expect(Object.keys(hop.stats)).toEqual(known);
   });
 
-  test('a response from an address that the name no longer has is read to its end', async () => {
+  test('a response from an address that the name no longer resolves to is read to its end', async () => {
     let known = two.slice(1);
     const { port } = await server((_req, res) => void res.end('new'), '127.0.0.1');
     await server((_req, res) => void setTimeout(() => res.end('old'), 300), '127.0.0.2', port);
@@ -447,7 +447,7 @@ describe('addresses', () => {
   });
 });
 
-test('a NextHop without active requests does not keep the process from ending', async () => {
+test('a NextHop without active requests does not keep the process running', async () => {
   const { origin } = await rawServer(
     (socket) => void socket.write('HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n'),
   );

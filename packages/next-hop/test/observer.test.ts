@@ -33,7 +33,7 @@ function observed(origin: string, options: NextHopOptions = {}) {
   return { events, hop: client(origin, { ...options, observer }) };
 }
 
-test('a success is one attempt and one exchange, with the bytes of the body', async () => {
+test('a successful request is one attempt and one exchange with the size of the body', async () => {
   const { origin } = await server((_req, res) => void res.end('twelve bytes'));
   const { events, hop } = observed(origin);
   await hop.get('/');
@@ -45,7 +45,7 @@ test('a success is one attempt and one exchange, with the bytes of the body', as
   ]);
 });
 
-test('each event has the exchange: name, origin, method, path, start and context', async () => {
+test('each event carries the exchange with name, origin, method, path, start and context', async () => {
   const { origin } = await server((_req, res) => void res.end());
   const seen: unknown[] = [];
   const beforeMs = performance.now();
@@ -83,7 +83,7 @@ test('a retry after a refused connection ends the first attempt before the secon
   ]);
 });
 
-test('a retry after a 503 has both attempts end with ok, and one response', async () => {
+test('when a 503 is retried, both attempts end with ok, and there is one response', async () => {
   const { port } = await server((_req, res) => void res.end('ok'), '127.0.0.2');
   await server((_req, res) => void res.writeHead(503).end(), '127.0.0.1', port);
   const { events, hop } = observed(`http://hop.test:${port}`, {
@@ -116,7 +116,7 @@ test('a hedge that wins cancels the first attempt', async () => {
   ]);
 });
 
-test('a failure ends the exchange with its error code', async () => {
+test('a failed exchange ends with its error code', async () => {
   const { origin } = await rawServer((socket) => void socket.end('not HTTP at all\r\n\r\n'));
   const { events, hop } = observed(origin);
   await expect(hop.get('/')).rejects.toMatchObject({ code: 'http_protocol_error' });
@@ -139,7 +139,7 @@ test('a truncated body ends the exchange with the status and the bytes that arri
   ]);
 });
 
-test('a passed deadline ends attempt and exchange with http_response_timeout', async () => {
+test('when the deadline passes, attempt and exchange end with http_response_timeout', async () => {
   const { origin } = await server(() => {});
   const { events, hop } = observed(origin, { timeoutMs: 100 });
   const request = hop.request({ path: '/', method: 'POST' });
@@ -162,7 +162,7 @@ test('an abort by the caller ends attempt and exchange as cancelled, without an 
   ]);
 });
 
-test('a probe to an ejected address is reported, and is no attempt', async () => {
+test('a probe of an ejected address is reported, but not as an attempt', async () => {
   const { port } = await server((_req, res) => void res.end('ok'), '127.0.0.2');
   const { events, hop } = observed(`http://hop.test:${port}`, { lookup: lookupOf(TWO) });
   for (let i = 0; i < 2; i++) await hop.get('/');
@@ -207,7 +207,7 @@ describe('headers that the observer adds', () => {
       ]),
     ],
     ['Headers', new Headers({ 'x-one': '1', 'x-two': '2' })],
-  ])('are sent beside those of the request when these are %s', async (_kind, headers) => {
+  ])('are sent with those of the request when these are %s', async (_kind, headers) => {
     const { origin } = await server((req, res) => {
       const { 'x-one': one, 'x-two': two, 'x-none': none, traceparent } = req.headers;
       res.end([one, two, none, traceparent].join());
@@ -225,7 +225,7 @@ describe('headers that the observer adds', () => {
   test.each<[string, unknown]>([
     ['an odd array', ['x-one']],
     ['an object with an invalid value', { 'x-one': { nested: true } }],
-  ])('leave undici to reject headers that are %s', async (_kind, headers) => {
+  ])('do not prevent undici from rejecting headers that are %s', async (_kind, headers) => {
     const { origin } = await server((_req, res) => void res.end());
     const hop = client(origin, { observer: addHeader });
     const response = hop.get('/', { headers: headers as string[] });

@@ -9,7 +9,7 @@ const TOOLS = join(PACKAGE, 'test/tools/node_modules');
 const NODES = { 22: join(TOOLS, `node22-linux-${process.arch}/bin/node`), 24: process.execPath };
 const RUNS = ([22, 24] as const).flatMap((node) => [[node, 'mjs'] as const, [node, 'cjs'] as const]);
 
-/** An empty folder, in which a user installs the tarball. */
+/** An empty folder in which the tarball is installed, as a user does. */
 const folder = mkdtempSync(join(tmpdir(), 'next-hop-'));
 let tarball = '';
 let packed: { files: { path: string }[] } = { files: [] };
@@ -32,7 +32,7 @@ beforeAll(async () => {
 
 afterAll(() => rmSync(folder, { recursive: true }));
 
-/** Resolves to what a program printed. Its output is the message of the error if it fails. */
+/** Resolves to the output of a program, or rejects with it if the program fails. */
 async function run(program: string, ...args: string[]) {
   return execute(program, args, { cwd: folder }).then(
     ({ stdout }) => stdout,
@@ -67,12 +67,12 @@ test('the tarball contains the build, README, LICENSE and package.json, and noth
   expect(paths.filter((path) => path.includes('test'))).toEqual([]);
 });
 
-test('publint finds nothing', async () => {
+test('publint reports no problems', async () => {
   const output = await run(process.execPath, join(TOOLS, 'publint/src/cli.js'), 'run', tarball, '--strict');
   expect(output).toMatch(/All good!/);
 });
 
-test('are-the-types-wrong finds nothing', async () => {
+test('are-the-types-wrong reports no problems', async () => {
   const output = await run(
     process.execPath,
     join(TOOLS, '@arethetypeswrong/cli/dist/index.js'),
@@ -109,7 +109,7 @@ test('the examples of the README compile with strict TypeScript, as ES modules a
   expect(await run(process.execPath, join(TOOLS, 'typescript/lib/tsc.js'), '-p', folder)).toBe('');
 }, 60_000);
 
-test.each(RUNS)('the ten lines of the README work on Node %i as %s', async (node, system) => {
+test.each(RUNS)('the first example of the README works on Node %i as %s', async (node, system) => {
   const file = `ten-lines-${node}.${system}`;
   writeFileSync(join(folder, file), examples(system)[0] ?? '');
   expect(await run(NODES[node], '--import', './users.mjs', file)).toBe("{ name: 'Ada' }\n201 created\n");
@@ -120,7 +120,7 @@ test.each([22, 24] as const)('both module systems have the same classes on Node 
 });
 
 describe.each([22, 24] as const)('on Node %i', (node) => {
-  test('the global fetch gets its response when one replica closes connections', async () => {
+  test('the global fetch resolves to the response when one replica closes connections', async () => {
     expect(await run(NODES[node], 'global-fetch.mjs')).toBe(
       '200 200 200 200\nPOST body\nconnection_refused\n',
     );

@@ -15,7 +15,7 @@ async function echo(req: IncomingMessage, res: ServerResponse) {
   res.end(`${req.method} ${req.url} ${body}`);
 }
 
-/** A client of two addresses, of which the first closes each connection without a response. */
+/** A client of two addresses. The first closes each connection without a response. */
 async function withBrokenReplica(listener = echo) {
   const good = await server(listener, '127.0.0.2');
   const broken = await server((req) => req.socket.destroy(), '127.0.0.1', good.port);
@@ -30,7 +30,7 @@ async function withBrokenReplica(listener = echo) {
 
 describe.each([
   ['undici 8', undici8],
-  // The types of the versions differ, their functions take the same dispatcher.
+  // The types of the two versions differ, although their functions accept the same dispatcher.
   ['undici 7', undici7 as unknown as typeof undici8],
 ])('the functions of %s with NextHop as dispatcher', (_version, { request, stream, pipeline, fetch }) => {
   test('request resolves to the response when one replica closes connections', async () => {
@@ -109,7 +109,7 @@ describe.each([
   });
 });
 
-describe('the global fetch with NextHop as dispatcher', () => {
+describe('the global fetch with NextHop as its dispatcher', () => {
   type GlobalFetchOptions = RequestInit & { dispatcher: unknown };
   const globalFetch = (url: string, options: GlobalFetchOptions) => fetch(url, options as RequestInit);
 
@@ -168,7 +168,7 @@ function* endless() {
 describe('compose', () => {
   const { cache, retry, redirect, dump, responseError } = undici8.interceptors;
 
-  test('with the cache interceptor sends one request for two when the response is cacheable', async () => {
+  test('with the cache interceptor sends one of two requests when the response is cacheable', async () => {
     const hop = await server((_req, res) => void res.setHeader('cache-control', 'max-age=60').end('cached'));
     const cached = client(hop.origin).compose(cache());
     for (let i = 0; i < 2; i++) {
@@ -189,7 +189,7 @@ describe('compose', () => {
     expect([statusCode, await body.text()]).toEqual([200, '3']);
   });
 
-  test('with the redirect interceptor follows a location of its own origin', async () => {
+  test('with the redirect interceptor follows a location on its own origin', async () => {
     const hop = await server((req, res) => {
       if (req.url === '/old') res.writeHead(302, { location: '/new' }).end();
       else res.end(req.url);
@@ -226,7 +226,7 @@ describe('compose', () => {
     ['the global fetch', fetch as unknown as typeof undici8.fetch],
     ["undici 7's fetch", undici7.fetch as unknown as typeof undici8.fetch],
     ["undici 8's fetch", undici8.fetch],
-  ])('works as dispatcher of %s', async (_name, fetch) => {
+  ])('works as the dispatcher of %s', async (_name, fetch) => {
     const hop = await server((_req, res) => void res.setHeader('cache-control', 'max-age=60').end('cached'));
     const dispatcher = client(hop.origin).compose(cache());
     for (let i = 0; i < 2; i++) expect(await (await fetch(hop.origin, { dispatcher })).text()).toBe('cached');
