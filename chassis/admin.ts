@@ -4,7 +4,7 @@ import { methodNotAllowed, notFound, problemHandler } from './http/problem';
 import type { Metrics } from './telemetry/metrics';
 import { Traffic } from './telemetry/traffic';
 
-/** Whether a service accepts traffic: after it started to listen, until it stops, while its dependencies are available. */
+/** Whether a service accepts traffic: from when it listens until it stops, while its dependencies are available. */
 export class Readiness {
   isAcceptingTraffic = false;
 

@@ -42,7 +42,10 @@ export function notFoundProblem() {
   return new Problem(404, 'not_found', { detail: 'No resource exists at this path.' });
 }
 
-/** The only error handler. Errors other than a `Problem` become a 500 without details. */
+/**
+ * The final error handler. It sends a `Problem`, converts client errors of Express to their 4xx, and any other error to
+ * a 500 without details.
+ */
 export function problemHandler(): ErrorRequestHandler {
   return function problemHandler(error: unknown, _req, res, _next) {
     sendProblem(res, error instanceof Problem ? error : toProblem(error));

@@ -75,7 +75,7 @@ export class RequestRecord implements AbortSignalLike, Indexed {
     this.onBuffered(bytes);
   }
 
-  /** Closes the connection when slow clients use too much memory. */
+  /** Closes the client's connection because slow clients use too much memory. */
   closeConnection() {
     this.recordFailure(
       'slow_client',

@@ -95,7 +95,9 @@ class Relay {
     return new Problem(502, `unexpected_${aspect}`, {
       detail: `The external API responded with an unexpected ${aspect}.`,
       headers: { 'proxy-status': proxyStatusOfResponse('api', 'external', response.statusCode) },
-      cause: new Error(`${response.statusCode}, ${response.headers['content-type'] ?? 'no content-type'}`),
+      cause: new Error(
+        `status ${response.statusCode}, content-type ${response.headers['content-type'] ?? 'missing'}`,
+      ),
     });
   }
 }

@@ -37,7 +37,7 @@ export class NextHopError extends Error {
   }
 }
 
-/** Failures after which a GET or HEAD is retried: the endpoint did not process the request. */
+/** Failures after which a GET or HEAD is retried: there is no connection, or it closed before a response. */
 export const CONNECTION_FAILURES: ReadonlySet<NextHopErrorCode> = new Set([
   'connection_refused',
   'connection_terminated',

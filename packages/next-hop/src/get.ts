@@ -3,7 +3,7 @@ import type { Dispatcher } from 'undici';
 import { NextHopError } from './errors';
 import { WholeResponse } from './response';
 
-/** The part of `AbortSignal` that `get` uses. A caller may pass a lighter object that implements it. */
+/** The part of `AbortSignal` that `get` uses, so that a caller may pass a cheaper object. */
 export interface AbortSignalLike {
   readonly aborted: boolean;
   readonly reason?: unknown;
@@ -72,7 +72,8 @@ export class GetHandler implements Dispatcher.DispatchHandler {
     this.reject(error);
   }
 
-  // A closure made in onRequestStart instead would let ended exchanges survive minor garbage collections: 20 ms pauses.
+  // A closure created in onRequestStart would keep ended exchanges alive through minor garbage collections, which
+  // would then pause the process for 20 ms.
   private readonly abort = () => {
     this.controller?.abort(reasonOf(this.signal as AbortSignalLike));
   };

@@ -68,6 +68,6 @@ function rawHeaders(raw: unknown, parsed: object): Buffer[] {
   if (Array.isArray(raw))
     return raw.map((item) => (typeof item === 'string' ? Buffer.from(item, 'latin1') : item));
   return Object.entries(parsed).flatMap(([name, value]) =>
-    [value].flat().flatMap((one) => [Buffer.from(name, 'latin1'), Buffer.from(String(one), 'latin1')]),
+    [value].flat().flatMap((item) => [Buffer.from(name, 'latin1'), Buffer.from(String(item), 'latin1')]),
   );
 }

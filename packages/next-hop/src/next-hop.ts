@@ -157,7 +157,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
     });
   }
 
-  // As the method of undici, with the options of an exchange.
+  // Overridden only to add the options of an exchange to the types.
   override request<T = null>(
     options: Dispatcher.RequestOptions<T> & ExchangeOptions<Context>,
   ): Promise<Dispatcher.ResponseData<T>>;

@@ -3,8 +3,8 @@ const BUCKET_MS = 1000;
 const MIN_RETRIES = 10;
 
 /**
- * Limits retries and hedges to a tenth of the exchanges of the last ten seconds, plus ten, so that a dead or slow
- * next hop never sees more load than a live one. Times are milliseconds of one monotonic clock.
+ * Limits retries, hedges and probes together to a tenth of the exchanges of the last ten seconds, plus ten, so that
+ * a dead or slow next hop gets little more load than a healthy one. Times are milliseconds of one monotonic clock.
  */
 export class RetryBudget {
   private readonly exchanges = new Array<number>(BUCKETS).fill(0);
@@ -16,7 +16,7 @@ export class RetryBudget {
     this.count(this.exchanges, nowMs);
   }
 
-  /** Takes one retry or hedge from the budget; false if there is none left. */
+  /** Takes one retry, hedge or probe from the budget. Returns false if none is left. */
   withdraw(nowMs: number): boolean {
     this.clearOldBuckets(nowMs);
     if (sum(this.retries) >= sum(this.exchanges) / 10 + MIN_RETRIES) return false;
