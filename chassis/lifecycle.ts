@@ -13,7 +13,7 @@ export interface Service {
   adminApp: Express;
   traffic: Traffic;
   readiness: Readiness;
-  /** Called when the service starts to stop, to release requests that are held up. */
+  /** Called when the service starts to stop, to release requests that it holds. */
   onStop?: () => void;
   /** Closed in this order when no request is in flight. */
   resources: readonly ({ close: () => Promise<void> } | undefined)[];
