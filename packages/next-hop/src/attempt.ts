@@ -31,7 +31,7 @@ export interface AttemptOwner extends ExchangeInfo {
   responseEnded(attempt: Attempt, trailers: IncomingHttpHeaders): void;
   attemptFailed(attempt: Attempt, code: NextHopErrorCode, error: Error): void;
   /** @returns whether the response of this attempt, a 502, 503 or 504, must be discarded */
-  retryElsewhere(attempt: Attempt): boolean;
+  retryOnOtherEndpoint(attempt: Attempt): boolean;
 }
 
 export type RawHeaders = Exclude<Dispatcher.DispatchController['rawHeaders'], undefined>;
@@ -55,7 +55,7 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
     readonly endpoint: Endpoint,
     readonly kind: AttemptKind,
     readonly number: number,
-    readonly overNewConnection: boolean,
+    readonly usesNewConnection: boolean,
   ) {
     this.wasEndpointBusy = endpoint.isBusy;
   }
@@ -65,11 +65,11 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
   }
 
   send() {
-    const { exchange, endpoint, overNewConnection } = this;
+    const { exchange, endpoint, usesNewConnection } = this;
     endpoint.inFlight++;
     const added = exchange.hop.observer.attemptStarted?.(this, exchange);
     const request = added === undefined ? exchange.request : withHeaders(exchange.request, added);
-    if (overNewConnection) endpoint.newConnections.dispatch({ ...request, reset: true }, this);
+    if (usesNewConnection) endpoint.newConnections.dispatch({ ...request, reset: true }, this);
     else endpoint.connections.dispatch(request, this);
   }
 
@@ -102,7 +102,7 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
   timeoutCode(): NextHopErrorCode {
     if (this.controller === undefined)
       return this.wasEndpointBusy ? 'connection_limit_reached' : 'connection_timeout';
-    // The endpoint had too little time if the attempt was queued for most of the deadline.
+    // If the attempt was queued for most of the deadline, the endpoint had too little time.
     const wasQueuedLong = this.queuedMs > this.exchange.timeoutMs / 2;
     return wasQueuedLong ? 'connection_limit_reached' : 'http_response_timeout';
   }
@@ -128,7 +128,7 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
     this.headers = headers;
     if (isGatewayError(statusCode)) {
       this.endpoint.failed(performance.now());
-      if (exchange.retryElsewhere(this)) return this.discard();
+      if (exchange.retryOnOtherEndpoint(this)) return this.discard();
     }
     exchange.responseStarted(this, statusCode, headers, statusMessage);
   }

@@ -8,8 +8,8 @@ const MAX_EJECTION_MS = 30_000;
 /**
  * One address of a next hop: its connections, and whether it is ejected. It is ejected immediately when a
  * connection attempt fails, after three suspicions in a row (a slow response, a closed idle connection) and
- * `maxSilenceMs` without a response, and after five other failures or responses with 502, 503 or 504 in a row. It comes back through a probe; each failed
- * probe doubles the time to the next one.
+ * `maxSilenceMs` without a response, and after five other failures or responses with 502, 503 or 504 in a row. A successful probe readmits it; each
+ * failed one doubles the time to the next.
  */
 export class Endpoint {
   /** Keep-alive connections. */

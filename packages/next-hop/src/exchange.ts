@@ -44,7 +44,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   rawTrailers: RawHeaders = null;
   readonly timeoutMs: number;
   private readonly isRepeatable: boolean;
-  private live: Attempt[] = [];
+  private inFlight: Attempt[] = [];
   private winner: Attempt | undefined;
   private retries = 0;
   private hasEnded = false;
@@ -136,13 +136,13 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
 
   /** Without a response so far, sends the request once more. */
   hedgeNow() {
-    const [late] = this.live;
+    const [late] = this.inFlight;
     // A queued attempt says nothing about the endpoint, so don't hedge it.
     if (this.hasEnded || late === undefined || late.isQueued || this.winner !== undefined) return;
     const nowMs = performance.now();
     late.endpoint.suspect(late.sentMs, nowMs);
     const other = this.hop.endpoints.choose(late.endpoint);
-    // A hedge that would be queued doesn't help.
+    // Don't hedge if the hedge would be queued.
     if (other === undefined || other.isBusy || !this.hop.budget.withdraw(nowMs)) return;
     this.send('hedge', late.endpoint);
   }
@@ -150,7 +150,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   /** Called when the deadline has passed. */
   expire() {
     // An attempt that was sent says more about the next hop than one that is still queued.
-    const late = this.live.find((attempt) => !attempt.isQueued) ?? this.live[0];
+    const late = this.inFlight.find((attempt) => !attempt.isQueued) ?? this.inFlight[0];
     const code = late?.timeoutCode() ?? this.lastCode;
     // If the handler has paused the response, the caller is slow, not the next hop.
     if (this.paused && this.winner !== undefined) return this.reject(new NextHopError(code, this.hop.name));
@@ -185,7 +185,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.statusCode = statusCode;
     const nowMs = performance.now();
     if (this.isRepeatable) this.hop.hedgeDelay.record(nowMs - attempt.sentMs);
-    if (this.live.length > 1) this.cancelOthers(attempt, nowMs);
+    if (this.inFlight.length > 1) this.cancelOthers(attempt, nowMs);
     this.hop.observer.responseStarted?.(this);
     if (this.paused) attempt.pause();
     try {
@@ -208,7 +208,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   responseEnded(attempt: Attempt, trailers: IncomingHttpHeaders) {
     if (!isGatewayError(attempt.statusCode as number)) attempt.endpoint.succeeded();
     if (this.hasEnded) return;
-    this.live.length = 0;
+    this.inFlight.length = 0;
     this.hop.breaker.record(this.admission, false, performance.now());
     this.end();
     try {
@@ -227,7 +227,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.remove(attempt);
     this.lastCode = code;
     this.lastCause = error instanceof NextHopError ? undefined : error;
-    if (this.live.length > 0) return;
+    if (this.inFlight.length > 0) return;
     if (this.canRetry(code) && this.hop.budget.withdraw(nowMs)) this.retry(attempt, code);
     else this.fail(code, this.lastCause);
   }
@@ -236,14 +236,14 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
    * Retries a 502, 503 or 504 on another endpoint if there is one and no other attempt is in flight.
    * @returns whether the response must be discarded
    */
-  retryElsewhere(attempt: Attempt): boolean {
+  retryOnOtherEndpoint(attempt: Attempt): boolean {
     if (this.hasEnded || this.winner !== undefined || !this.isRepeatable) return false;
     const other = this.hop.endpoints.choose(attempt.endpoint);
     if (other === undefined || other === attempt.endpoint || other.isEjected) return false;
-    if (this.live.length === 1 && !this.withdrawRetry()) return false;
+    if (this.inFlight.length === 1 && !this.withdrawRetry()) return false;
     this.remove(attempt);
     this.lastCode = 'http_response_timeout';
-    if (this.live.length === 0) this.retryAfterJitter(attempt.endpoint);
+    if (this.inFlight.length === 0) this.retryAfterJitter(attempt.endpoint);
     return true;
   }
 
@@ -255,11 +255,11 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     return Math.min(this.hop.hedgeDelay.ms, this.timeoutMs / 4);
   }
 
-  private send(kind: AttemptKind, avoid?: Endpoint, overNewConnection = false) {
+  private send(kind: AttemptKind, avoid?: Endpoint, usesNewConnection = false) {
     const endpoint = this.hop.endpoints.choose(avoid);
     if (endpoint === undefined) return this.awaitLookup(kind);
-    const attempt = new Attempt(this, endpoint, kind, ++this.attempts, overNewConnection);
-    this.live.push(attempt);
+    const attempt = new Attempt(this, endpoint, kind, ++this.attempts, usesNewConnection);
+    this.inFlight.push(attempt);
     attempt.send();
   }
 
@@ -307,11 +307,11 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   }
 
   private cancelOthers(winner: Attempt, nowMs: number) {
-    for (const attempt of this.live) {
+    for (const attempt of this.inFlight) {
       if (attempt.number < winner.number && !attempt.isQueued) this.recordSlow(attempt, nowMs);
       if (attempt !== winner) attempt.cancel();
     }
-    this.live = [winner];
+    this.inFlight = [winner];
   }
 
   // With the suspicion of its hedge, a response that is slower than the one to a later attempt counts twice. Without
@@ -368,8 +368,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   private end(error?: NextHopError, isCancelled = false) {
     this.hasEnded = true;
     clearTimeout(this.timer);
-    for (const attempt of this.live) attempt.cancel(error?.code);
-    // undici closes the body of a request that it got.
+    for (const attempt of this.inFlight) attempt.cancel(error?.code);
+    // undici destroys the body of a request that it received. This one was never sent.
     if (this.attempts === 0) this.bodyStream?.destroy();
     this.hop.observer.exchangeEnded?.(this, error, isCancelled);
     this.hop.active.delete(this);
@@ -385,13 +385,13 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   }
 
   private remove(attempt: Attempt) {
-    this.live = this.live.filter((other) => other !== attempt);
+    this.inFlight = this.inFlight.filter((other) => other !== attempt);
   }
 }
 
 // undici does not report whether a connection that closed without a byte was an idle keep-alive connection.
-function mayHaveBeenIdle({ overNewConnection }: Attempt, code: NextHopErrorCode) {
-  return code === 'connection_terminated' && !overNewConnection;
+function mayHaveBeenIdle({ usesNewConnection }: Attempt, code: NextHopErrorCode) {
+  return code === 'connection_terminated' && !usesNewConnection;
 }
 
 // undici treats an empty string or buffer as no body; @fastify/reply-from sends one with each GET.

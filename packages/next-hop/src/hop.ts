@@ -24,9 +24,9 @@ export interface Hop {
 }
 
 export interface ExchangeOptions<Context = unknown> {
-  /** The deadline in milliseconds, in place of the one of the `NextHop`. */
+  /** Overrides the deadline of the `NextHop`, in milliseconds. */
   timeoutMs?: number;
-  /** Any value. The observer gets it as the `context` of the exchange. */
+  /** Any value. The observer receives it as the `context` of the exchange. */
   context?: Context;
 }
 
