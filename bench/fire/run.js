@@ -1,0 +1,140 @@
+// npm run bench:fire: compares next-hop with other clients while api2 fails, in about 22 minutes.
+// To repeat some cells: CLIENTS=fetch,next-hop SCENARIOS=frozen npm run bench:fire. The results are then only printed.
+import { readFileSync, writeFileSync } from 'node:fs';
+import { cpus, totalmem } from 'node:os';
+import { SCENARIOS } from './scenarios.js';
+import { compose, docker, down } from './stack.js';
+
+const CLIENTS = {
+  fetch: 'fetch',
+  'fetch-retry': 'fetch, 2 retries, timeout',
+  'undici-dns': 'undici Agent, dns, retry',
+  'undici-round-robin': 'undici RoundRobinPool, retry',
+  axios: 'axios, axios-retry',
+  got: 'got',
+  cockatiel: 'cockatiel, fetch',
+  haproxy: 'HAProxy sidecar, fetch',
+  'next-hop': 'next-hop',
+};
+
+const ms = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toString());
+const COMMON_COLUMNS = { failed: 'failed', slowest: 'slowest', p99: 'p99', requests: 'requests to api2' };
+const FORMATS = {
+  failed: String,
+  twice: String,
+  missing: String,
+  requests: (value) => value.toFixed(2),
+  share: (value) => `${(value * 100).toFixed(0)} %`,
+  cpu: (value) => value.toFixed(2),
+};
+// Lower is better everywhere else.
+const BETTER = { share: (a, b) => Math.abs(a - 2 / 3) < Math.abs(b - 2 / 3) };
+// Requests that never reached api2 are no advantage.
+const NOT_RANKED = new Set(['requests']);
+
+const selected = (variable, all) => process.env[variable]?.split(',') ?? Object.keys(all);
+const clients = selected('CLIENTS', CLIENTS);
+const scenarios = selected('SCENARIOS', SCENARIOS);
+const results = Object.fromEntries(scenarios.map((scenario) => [scenario, {}]));
+
+async function measureAll() {
+  await compose('', 'build', 'api2', 'caller');
+  for (const client of clients)
+    for (const scenario of scenarios) {
+      const run = () => SCENARIOS[scenario].run(client);
+      // A command of a busy Docker engine can fail, which must not end a run of 20 minutes.
+      const { samples, ...figures } = await run().catch((error) => {
+        process.stdout.write(`${client}, ${scenario}: repeated after an error: ${error.message}\n`);
+        return run();
+      });
+      results[scenario][client] = figures;
+      const texts = Object.entries(figures).map(([column, value]) => `${column} ${textOf(column, value)}`);
+      process.stdout.write(`${client}, ${scenario}: ${texts.join(', ')}\n`);
+    }
+}
+
+const textOf = (column, value) => (column === 'sent' ? String(value) : (FORMATS[column] ?? ms)(value));
+
+function table(head, rows) {
+  return [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n');
+}
+
+/** The text of a figure, in bold if no client has a better one. */
+function cell(scenario, column, client) {
+  const value = results[scenario][client][column];
+  if (value === undefined) return '';
+  const text = textOf(column, value);
+  if (NOT_RANKED.has(column)) return text;
+  const isBetter = BETTER[column] ?? ((a, b) => a < b);
+  const others = Object.values(results[scenario]).map((figures) => figures[column]);
+  const isBest = others.every((other) => !isBetter(other, value) || textOf(column, other) === text);
+  return isBest ? `**${text}**` : text;
+}
+
+function summary() {
+  const head = ['client', ...scenarios.map((scenario) => SCENARIOS[scenario].title)];
+  return table(
+    head,
+    clients.map((client) => [
+      CLIENTS[client],
+      ...scenarios.map((scenario) => cell(scenario, 'failed', client)),
+    ]),
+  );
+}
+
+function section(scenario) {
+  const { title, description, columns = {} } = SCENARIOS[scenario];
+  const all = { ...COMMON_COLUMNS, ...columns };
+  const rows = clients.map((client) => [
+    CLIENTS[client],
+    results[scenario][client].sent,
+    ...Object.keys(all).map((column) => cell(scenario, column, client)),
+  ]);
+  const text = table(['client', 'sent', ...Object.values(all)], rows);
+  return [`## ${title}`, description, text].filter(Boolean).join('\n\n');
+}
+
+async function versions() {
+  const { dependencies } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'));
+  const named = ['undici', 'axios', 'axios-retry', 'got', 'cockatiel'].map(
+    (name) => `${name} ${dependencies[name]}`,
+  );
+  const node = await docker('run', '--rm', 'onehop-fire-caller', 'node', '--version');
+  const haproxy = await docker('run', '--rm', '--entrypoint', 'haproxy', 'haproxy:3.0', '-v');
+  const engine = await docker('version', '--format', '{{.Server.Version}}');
+  return [
+    `Node ${node.slice(1)}`,
+    `Docker ${engine}`,
+    ...named,
+    /HAProxy version [\d.]+/.exec(haproxy)[0].replace(' version', ''),
+  ].join(', ');
+}
+
+async function report() {
+  return `# next-hop and other clients while api2 fails
+
+${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${await versions()}, next-hop from this repository. All figures are from one run of \`npm run bench:fire\`.
+
+A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. Caller and three replicas of api2 are containers of one Docker network; 200 requests per second come from the host, whatever the responses are. Each scenario starts with a new caller, which gets requests for at least two seconds before the measurement.
+
+A request failed if it had no complete 2xx response within the deadline of 2 s (and 0.1 s for the measurement). Clients with a timeout for each attempt have one of 650 ms and two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. Requests to api2 is the number of requests that api2 received for each request of the load. Times are in milliseconds, measured by the load generator. The best figures are in bold.
+
+## Failed requests
+
+${summary()}
+
+${scenarios.map(section).join('\n\n')}
+`;
+}
+
+const isComplete = process.env.CLIENTS === undefined && process.env.SCENARIOS === undefined;
+for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => down().finally(() => process.exit(1)));
+try {
+  await down();
+  await measureAll();
+  const text = await report();
+  if (isComplete) writeFileSync(new URL('../FIRE.md', import.meta.url), text);
+  process.stdout.write(`\n${text}`);
+} finally {
+  await down();
+}

@@ -1,0 +1,229 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Load } from './load.js';
+import * as stack from './stack.js';
+
+const PER_SECOND = 200;
+// api2 writes its log lines in batches.
+const LOG_DELAY_MS = 300;
+
+/**
+ * The scenarios in the order in which they run, which needs the fewest changes of the stack in between. Each resolves
+ * to the figures of one client: `failed`, `sent`, `slowest`, `p99`, `requests` (that api2 received for each one sent)
+ * and those that its `columns` name.
+ */
+export const SCENARIOS = {
+  scale: {
+    title: 'Scaled from 1 to 3 replicas',
+    description:
+      'The share is what the new replicas served together in the seconds 10 to 13 after they were ready; two thirds is even.',
+    columns: { share: 'share of the new replicas' },
+    async run(client) {
+      const [old] = await prepare(client, 1);
+      let sinceMs;
+      const figures = await underLoad(async () => {
+        await stack.scale(3);
+        await sleep(10_000);
+        sinceMs = Date.now();
+        await sleep(3000);
+      });
+      const counts = await requestCounts(sinceMs, sinceMs + 3000);
+      const total = sum([...counts.values()]);
+      return { ...figures, share: (total - counts.get(old)) / total };
+    },
+  },
+  nothing: {
+    title: 'Nothing happens',
+    description: 'The CPU time is that of the caller, and for HAProxy also that of the sidecar.',
+    columns: { p50: 'p50', cpu: 'CPU per request' },
+    async run(client) {
+      await prepare(client, 3);
+      const before = await stack.cpuMs(client);
+      const figures = await underLoad(() => sleep(6000));
+      return { ...figures, cpu: ((await stack.cpuMs(client)) - before) / figures.sent };
+    },
+  },
+  restart: {
+    title: '3 replicas restarted one by one',
+    async run(client) {
+      const names = await prepare(client, 3);
+      return underLoad(async () => {
+        for (const name of names) {
+          await stack.docker('restart', name);
+          await sleep(1000);
+        }
+      });
+    },
+  },
+  kill: {
+    title: '`kill -9` of 1 of 3 replicas',
+    async run(client) {
+      const [, second] = await prepare(client, 3);
+      return underLoad(async () => {
+        await kill(second);
+        await sleep(4000);
+      });
+    },
+  },
+  frozen: {
+    title: '1 of 3 replicas frozen for 6 s',
+    columns: { p999: 'p99.9' },
+    async run(client) {
+      const [, , third] = await prepare(client, 3);
+      return underLoad(async () => {
+        await stack.docker('pause', third);
+        await sleep(6000);
+        await stack.docker('unpause', third);
+      });
+    },
+  },
+  status: {
+    title: '1 of 3 replicas responds 503 at once, the others respond after 50 ms',
+    async run(client) {
+      const [first, ...others] = await prepare(client, 3);
+      await Promise.all(others.map((name) => stack.fault(name, 'delay', 'delayMs=50')));
+      return underLoad(async () => {
+        await stack.fault(first, 'status', 'status=503');
+        await sleep(7000);
+      });
+    },
+  },
+  reset: {
+    title: '1 of 3 replicas resets half of its connections',
+    async run(client) {
+      const [first] = await prepare(client, 3);
+      return underLoad(async () => {
+        await stack.fault(first, 'reset', 'rate=0.5');
+        await sleep(7000);
+      });
+    },
+  },
+  post: {
+    title: '`POST` while replicas are killed with `kill -9`, one after the other, six times',
+    description:
+      'Each request stores a book with a title of its own. A title stored twice, and a stored book that is missing although the client reported success, are the only wrong results.',
+    columns: { twice: 'stored twice', missing: 'acknowledged and missing' },
+    async run(client) {
+      const names = await prepare(client, 3);
+      const prefix = `${client} ${Date.now()}`;
+      const titleOf = (number) => `${prefix} ${number}`;
+      const bodyOf = (number) => JSON.stringify({ title: titleOf(number), author: 'Anonymous' });
+      const figures = await underLoad(async () => {
+        for (const name of [...names, ...names]) {
+          await kill(name);
+          await sleep(300);
+          await stack.start(name);
+        }
+      }, bodyOf);
+      const stored = countEach((await stack.storedTitles()).filter((title) => title.startsWith(prefix)));
+      const acknowledged = figures.samples.filter(({ status }) => status === 200);
+      return {
+        ...figures,
+        twice: [...stored.values()].filter((count) => count > 1).length,
+        missing: acknowledged.filter(({ number }) => !stored.has(titleOf(number))).length,
+      };
+    },
+  },
+  gone: {
+    title: 'All 3 replicas gone for 4 s and back',
+    description:
+      'The first success is counted from the moment at which the first replica accepts connections. Only requests sent after that moment are in the other columns.',
+    columns: { first: 'first success' },
+    async run(client) {
+      const names = await prepare(client, 3);
+      let readyMs;
+      const figures = await underLoad(async () => {
+        const killedMs = Date.now();
+        await stack.docker('kill', '--signal', 'KILL', ...names);
+        await sleep(4000);
+        await stack.start(...names);
+        await sleep(5000);
+        readyMs = Math.min(...(await Promise.all(names.map((name) => listeningMs(name, killedMs)))));
+      });
+      const { samples } = figures;
+      const responseMs = samples
+        .filter(({ sentAt, durationMs, status }) => status === 200 && sentAt + durationMs >= readyMs)
+        .map(({ sentAt, durationMs }) => sentAt + durationMs);
+      const { requests, ...after } = figuresOf(samples.filter(({ sentAt }) => sentAt >= readyMs));
+      return { ...after, first: Math.min(...responseMs) - readyMs };
+    },
+  },
+};
+
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+const kill = (name) => stack.docker('kill', '--signal', 'KILL', name);
+
+/** Starts the caller with `count` healthy replicas of api2, and sends it requests until its code is compiled. */
+async function prepare(client, count) {
+  const names = await stack.withReplicas(count);
+  await stack.restartCaller(client);
+  await firstResponse();
+  for (let tries = 0; tries < 3; tries++) {
+    const load = new Load(stack.URL, PER_SECOND);
+    await sleep(2000);
+    const samples = await load.stop();
+    if (samples.slice(-50).every(({ isFailed }) => !isFailed)) break;
+  }
+  await sleep(LOG_DELAY_MS);
+  return names;
+}
+
+async function firstResponse() {
+  for (let tries = 0; tries < 200; tries++) {
+    const response = await fetch(stack.URL).catch(() => undefined);
+    await response?.arrayBuffer();
+    if (response?.ok) return;
+    await sleep(50);
+  }
+  throw new Error('The caller did not respond within 10 s.');
+}
+
+/** Sends requests from a second before `disturb` until a second after it. */
+async function underLoad(disturb, bodyOf) {
+  const sinceMs = Date.now();
+  const load = new Load(stack.URL, PER_SECOND, bodyOf);
+  await sleep(1000);
+  await disturb();
+  await sleep(1000);
+  const samples = await load.stop();
+  await sleep(LOG_DELAY_MS);
+  const received = sum([...(await requestCounts(sinceMs)).values()]);
+  return { ...figuresOf(samples), requests: received / samples.length };
+}
+
+function figuresOf(samples) {
+  const durations = samples.map(({ durationMs }) => durationMs).sort((a, b) => a - b);
+  const percentile = (fraction) =>
+    durations[Math.min(durations.length - 1, Math.floor(durations.length * fraction))];
+  return {
+    samples,
+    sent: samples.length,
+    failed: samples.filter(({ isFailed }) => isFailed).length,
+    slowest: durations.at(-1),
+    p50: percentile(0.5),
+    p99: percentile(0.99),
+    p999: percentile(0.999),
+  };
+}
+
+/** The number of requests that each replica of api2 received in a span of time. */
+async function requestCounts(sinceMs, untilMs = Date.now()) {
+  const names = await stack.replicas();
+  const counts = names.map(async (name) => {
+    const lines = await stack.logLines(name, sinceMs);
+    const isCounted = ({ msg, time }) => msg === 'request completed' && Date.parse(time) <= untilMs;
+    return [name, lines.filter(isCounted).length];
+  });
+  return new Map(await Promise.all(counts));
+}
+
+/** When a replica that was started after `sinceMs` began to accept connections. */
+async function listeningMs(name, sinceMs) {
+  const line = (await stack.logLines(name, sinceMs)).find(({ msg }) => msg === 'listening');
+  return Date.parse(line.time);
+}
+
+function countEach(values) {
+  const counts = new Map();
+  for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
+  return counts;
+}

@@ -1,0 +1,137 @@
+import { execFile } from 'node:child_process';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
+
+const run = promisify(execFile);
+const PUBLISH = process.env.FIRE_PUBLISH ?? '127.0.0.1:18300';
+const PROJECT = 'onehop-fire';
+const NODE = '/nodejs/bin/node';
+// USER_HZ of Linux: the unit of CPU time in /proc.
+const TICK_MS = 10;
+
+/** The URL of the caller. */
+export const URL = `http://${PUBLISH}/`;
+
+/** Runs `docker`, and resolves to its output. */
+export async function docker(...args) {
+  const { stdout } = await run('docker', args, { maxBuffer: 2 ** 28 });
+  return stdout.trim();
+}
+
+/** Runs `docker compose` for the stack, with the caller using `client`, and resolves to its output. */
+export async function compose(client, ...args) {
+  const files = ['-f', 'docker-compose.yml', '-f', 'bench/fire/docker-compose.yml'];
+  const { stdout } = await run('docker', ['compose', ...files, '-p', PROJECT, ...args], {
+    cwd: new globalThis.URL('../..', import.meta.url),
+    env: { ...process.env, CLIENT: client, FIRE_PUBLISH: PUBLISH },
+    maxBuffer: 2 ** 28,
+  });
+  return stdout.trim();
+}
+
+export const down = () => compose('', 'down', '--volumes', '--remove-orphans', '--timeout', '1');
+
+export const scale = (replicas) =>
+  compose('', 'up', '--detach', '--wait', '--no-recreate', '--scale', `api2=${replicas}`, 'api2');
+
+/** Names and states of a service's containers, stopped ones included, in order of their number. */
+async function containers(service) {
+  const lines = await compose('', 'ps', '--all', '--format', '{{.Name}} {{.State}} {{.Health}}', service);
+  return lines
+    .split('\n')
+    .filter(Boolean)
+    .sort()
+    .map((line) => line.split(' '));
+}
+
+/** The names of the replicas of api2. */
+export const replicas = async () => (await containers('api2')).map(([name]) => name);
+
+/** Brings api2 to `count` healthy replicas without a fault, whatever the previous scenario left behind. */
+export async function withReplicas(count) {
+  const states = await containers('api2');
+  const paused = states.filter(([, state]) => state === 'paused').map(([name]) => name);
+  if (paused.length > 0) await docker('unpause', ...paused);
+  const isReady = states.length === count && states.every(([, , health]) => health === 'healthy');
+  // A container that was paused can be unhealthy until its next health check, and `up --wait` fails until then.
+  for (let tries = 0; !isReady; tries++)
+    try {
+      await scale(count);
+      break;
+    } catch (error) {
+      if (tries === 50) throw error;
+      await sleep(200);
+    }
+  const names = await replicas();
+  await Promise.all(names.map((name) => fault(name, 'off')));
+  return names;
+}
+
+const frontServices = (client) => (client === 'haproxy' ? ['caller', 'haproxy'] : ['caller']);
+
+/** Starts a new caller, so that nothing that a client learned affects the next scenario. */
+export async function restartCaller(client) {
+  if (client !== 'haproxy') await compose(client, 'rm', '--stop', '--force', 'haproxy');
+  await compose(client, 'up', '--detach', '--force-recreate', '--no-deps', ...frontServices(client));
+}
+
+/** Sets the fault of a replica, as services/api2/fault-command.ts describes it. */
+export const fault = (name, ...args) => docker('exec', name, NODE, 'services/api2/fault-command.js', ...args);
+
+/** Starts stopped replicas, and resolves when they are healthy. */
+export async function start(...names) {
+  await docker('start', ...names);
+  for (const name of names)
+    while ((await docker('inspect', '--format', '{{.State.Health.Status}}', name)) !== 'healthy')
+      await sleep(100);
+}
+
+/** The log lines of a replica since `sinceMs`. */
+export async function logLines(name, sinceMs) {
+  const text = await docker('logs', '--since', new Date(sinceMs).toISOString(), name);
+  return text
+    .split('\n')
+    .filter((line) => line.startsWith('{'))
+    .map(parseLine)
+    .filter(Boolean);
+}
+
+function parseLine(line) {
+  try {
+    return JSON.parse(line);
+  } catch {
+    // A killed process can leave half a line.
+    return undefined;
+  }
+}
+
+/** The CPU time that the containers in front of api2 have used, in milliseconds. */
+export async function cpuMs(client) {
+  let ticks = 0;
+  for (const service of frontServices(client)) {
+    const program = 'cat /proc/[0-9]*/stat 2>/dev/null';
+    const stats = await docker('exec', `${PROJECT}-${service}-1`, 'sh', '-c', program);
+    for (const line of stats.split('\n')) {
+      // utime and stime are the fields 14 and 15; field 2 is in parentheses and can contain spaces.
+      const [user, system] = line
+        .slice(line.lastIndexOf(')') + 2)
+        .split(' ')
+        .slice(11, 13);
+      ticks += Number(user) + Number(system);
+    }
+  }
+  return ticks * TICK_MS;
+}
+
+/** All titles of books that api2 has stored. */
+export async function storedTitles() {
+  const [name] = await replicas();
+  const program = `(async () => {
+    for (let after = ''; after !== null; ) {
+      const { items, next } = await (await fetch('http://127.0.0.1:8080/books?limit=100' + after)).json();
+      for (const { title } of items) console.log(title);
+      after = next && '&after=' + next;
+    }
+  })()`;
+  return (await docker('exec', name, NODE, '-e', program)).split('\n');
+}
