@@ -73,13 +73,16 @@ function cell(scenario, column, client) {
 
 function summary() {
   const head = ['client', ...scenarios.map((scenario) => SCENARIOS[scenario].title)];
+  const cells = (client) => scenarios.map((scenario) => summaryCell(scenario, client));
   return table(
     head,
-    clients.map((client) => [
-      CLIENTS[client],
-      ...scenarios.map((scenario) => cell(scenario, 'failed', client)),
-    ]),
+    clients.map((client) => [CLIENTS[client], ...cells(client)]),
   );
+}
+
+function summaryCell(scenario, client) {
+  const { twice } = results[scenario][client];
+  return cell(scenario, 'failed', client) + (twice ? ` (${twice} stored twice)` : '');
 }
 
 function section(scenario) {

@@ -1,4 +1,5 @@
-// https://github.com/sindresorhus/got/blob/main/documentation/6-timeout.md and 7-retry.md
+// https://github.com/sindresorhus/got/blob/main/documentation/6-timeout.md
+// https://github.com/sindresorhus/got/blob/main/documentation/7-retry.md
 import { Agent } from 'node:http';
 import got from 'got';
 
