@@ -57,9 +57,9 @@ export const SCENARIOS = {
   kill: {
     title: '`kill -9` of 1 of 3 replicas',
     async run(client) {
-      const [, second] = await prepare(client, 3);
+      const [busiest] = await prepare(client, 3);
       return underLoad(async () => {
-        await kill(second);
+        await kill(busiest);
         await sleep(4000);
       });
     },
@@ -68,21 +68,21 @@ export const SCENARIOS = {
     title: '1 of 3 replicas frozen for 6 s',
     columns: { p999: 'p99.9' },
     async run(client) {
-      const [, , third] = await prepare(client, 3);
+      const [busiest] = await prepare(client, 3);
       return underLoad(async () => {
-        await stack.docker('pause', third);
+        await stack.docker('pause', busiest);
         await sleep(6000);
-        await stack.docker('unpause', third);
+        await stack.docker('unpause', busiest);
       });
     },
   },
   status: {
     title: '1 of 3 replicas responds 503 at once, the others respond after 50 ms',
     async run(client) {
-      const [first, ...others] = await prepare(client, 3);
+      const [busiest, ...others] = await prepare(client, 3);
       await Promise.all(others.map((name) => stack.fault(name, 'delay', 'delayMs=50')));
       return underLoad(async () => {
-        await stack.fault(first, 'status', 'status=503');
+        await stack.fault(busiest, 'status', 'status=503');
         await sleep(7000);
       });
     },
@@ -90,9 +90,9 @@ export const SCENARIOS = {
   reset: {
     title: '1 of 3 replicas resets half of its connections',
     async run(client) {
-      const [first] = await prepare(client, 3);
+      const [busiest] = await prepare(client, 3);
       return underLoad(async () => {
-        await stack.fault(first, 'reset', 'rate=0.5');
+        await stack.fault(busiest, 'reset', 'rate=0.5');
         await sleep(7000);
       });
     },
@@ -152,11 +152,16 @@ export const SCENARIOS = {
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const kill = (name) => stack.docker('kill', '--signal', 'KILL', name);
 
-/** Starts the caller with `count` healthy replicas of api2, and sends it requests until its code is compiled. */
+/**
+ * Starts the caller with `count` healthy replicas of api2, and sends it requests until its code is compiled. Resolves
+ * to the names of the replicas. The one that got the most requests comes first: a client that keeps using one
+ * connection would otherwise not notice that another replica fails.
+ */
 async function prepare(client, count) {
-  const names = await stack.withReplicas(count);
+  await stack.withReplicas(count);
   await stack.restartCaller(client);
   await firstResponse();
+  const sinceMs = Date.now();
   for (let tries = 0; tries < 3; tries++) {
     const load = new Load(stack.URL, PER_SECOND);
     await sleep(2000);
@@ -164,7 +169,8 @@ async function prepare(client, count) {
     if (samples.slice(-50).every(({ isFailed }) => !isFailed)) break;
   }
   await sleep(LOG_DELAY_MS);
-  return names;
+  const counts = [...(await requestCounts(sinceMs))];
+  return counts.sort(([, a], [, b]) => b - a).map(([name]) => name);
 }
 
 async function firstResponse() {

@@ -62,9 +62,7 @@ export async function withReplicas(count) {
       if (tries === 50) throw error;
       await sleep(200);
     }
-  const names = await replicas();
-  await Promise.all(names.map((name) => fault(name, 'off')));
-  return names;
+  await Promise.all((await replicas()).map((name) => fault(name, 'off')));
 }
 
 const frontServices = (client) => (client === 'haproxy' ? ['caller', 'haproxy'] : ['caller']);
