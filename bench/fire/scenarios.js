@@ -163,7 +163,7 @@ async function prepare(client, count) {
   await firstResponse();
   const sinceMs = Date.now();
   for (let tries = 0; tries < 3; tries++) {
-    const load = new Load(stack.URL, PER_SECOND);
+    const load = new Load(stack.CALLER_URL, PER_SECOND);
     await sleep(2000);
     const samples = await load.stop();
     if (samples.slice(-50).every(({ isFailed }) => !isFailed)) break;
@@ -175,7 +175,7 @@ async function prepare(client, count) {
 
 async function firstResponse() {
   for (let tries = 0; tries < 200; tries++) {
-    const response = await fetch(stack.URL).catch(() => undefined);
+    const response = await fetch(stack.CALLER_URL).catch(() => undefined);
     await response?.arrayBuffer();
     if (response?.ok) return;
     await sleep(50);
@@ -186,7 +186,7 @@ async function firstResponse() {
 /** Sends requests from a second before `disturb` until a second after it. */
 async function underLoad(disturb, bodyOf) {
   const sinceMs = Date.now();
-  const load = new Load(stack.URL, PER_SECOND, bodyOf);
+  const load = new Load(stack.CALLER_URL, PER_SECOND, bodyOf);
   await sleep(1000);
   await disturb();
   await sleep(1000);

@@ -10,7 +10,7 @@ const NODE = '/nodejs/bin/node';
 const TICK_MS = 10;
 
 /** The URL of the caller. */
-export const URL = `http://${PUBLISH}/`;
+export const CALLER_URL = `http://${PUBLISH}/`;
 
 /** Runs `docker`, and resolves to its output. */
 export async function docker(...args) {
@@ -22,7 +22,7 @@ export async function docker(...args) {
 export async function compose(client, ...args) {
   const files = ['-f', 'docker-compose.yml', '-f', 'bench/fire/docker-compose.yml'];
   const { stdout } = await run('docker', ['compose', ...files, '-p', PROJECT, ...args], {
-    cwd: new globalThis.URL('../..', import.meta.url),
+    cwd: new URL('../..', import.meta.url),
     env: { ...process.env, CLIENT: client, FIRE_PUBLISH: PUBLISH },
     maxBuffer: 2 ** 28,
   });
@@ -52,7 +52,9 @@ export async function withReplicas(count) {
   const states = await containers('api2');
   const paused = states.filter(([, state]) => state === 'paused').map(([name]) => name);
   if (paused.length > 0) await docker('unpause', ...paused);
-  const isReady = states.length === count && states.every(([, , health]) => health === 'healthy');
+  const isReady =
+    states.length === count &&
+    states.every(([, state, health]) => state === 'running' && health === 'healthy');
   // A container that was paused can be unhealthy until its next health check, and `up --wait` fails until then.
   for (let tries = 0; !isReady; tries++)
     try {
