@@ -82,6 +82,11 @@ const sharedSchema = {
   OTEL_BSP_MAX_EXPORT_BATCH_SIZE: wholeNumber(1, 1_000_000).optional(),
 };
 
+/** The variable of fault injection, for services that take part in it. */
+export const faultsVariable = {
+  FAULTS: onOff().default(false),
+};
+
 function collectorUrl() {
   return url(['http:', 'https:'], 'a URL such as http://localhost:4318');
 }

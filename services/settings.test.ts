@@ -13,6 +13,7 @@ test('an empty environment results in the defaults', () => {
     shutdownTimeoutMs: 10_000,
     api2: { origin: 'http://api2:8080', timeoutMs: 2000, connections: 64 },
     collapse: false,
+    faults: false,
     maxInFlight: 1024,
     externalPath: '/Courses/Learn-Node/http/data.json',
     external: {

@@ -25,7 +25,7 @@ export function captureLog() {
   return { log, lines, completed: () => lines.filter((line) => line.msg === 'request completed') };
 }
 
-export type TestNextHopOptions = NextHopOptions<RequestRecord> & { collapse?: boolean };
+export type TestNextHopOptions = NextHopOptions<RequestRecord> & { collapse?: boolean; faults?: boolean };
 
 /** Builds api as in production, with `origin` as api2 and as the external API. */
 export function createTestApi(
@@ -35,22 +35,23 @@ export function createTestApi(
   externalOptions: TestNextHopOptions = {},
 ) {
   const { log, lines, completed } = captureLog();
-  const { collapse = false, ...api2Options } = options;
+  const { collapse = false, faults = false, ...api2Options } = options;
   const api2 = new NextHop<RequestRecord>(origin, {
     name: 'api2',
     timeoutMs: 400,
-    observer: nextHopObserver({ name: 'api2', log }),
+    observer: nextHopObserver({ name: 'api2', log, showsReplicas: faults }),
     ...api2Options,
   });
   const external = new NextHop<RequestRecord>(origin, {
     name: 'external',
     timeoutMs: 400,
     connections: 4,
-    observer: nextHopObserver({ name: 'external', log, propagatesTrace: false }),
+    observer: nextHopObserver({ name: 'external', log, isThirdParty: true }),
     ...externalOptions,
   });
   const traffic = new Traffic({ log });
-  const app = createApp({ traffic, log, api2, external, collapse, externalPath: '/data.json', maxInFlight });
+  const settings = { collapse, faults, externalPath: '/data.json', maxInFlight };
+  const app = createApp({ traffic, log, api2, external, ...settings });
   const flushCompleted = () => {
     traffic.flushLogLines();
     return completed();

@@ -67,7 +67,7 @@ export function sendProblem(res: Response, problem: Problem) {
     ...members,
   };
   for (const [name, value] of Object.entries(headers ?? {})) res.setHeader(name, value);
-  res.setHeader('server-timing', res.locals.record.serverTiming());
+  res.locals.record.setTimingHeaders();
   send(res, problem.status, 'application/problem+json', JSON.stringify(document));
 }
 

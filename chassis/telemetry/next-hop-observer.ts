@@ -1,4 +1,5 @@
 import type { AttemptInfo, Observer } from 'next-hop';
+import { ReplicaNumbers } from './attempt-timings';
 import type { Logger } from './logger';
 import type { Metrics } from './metrics';
 import type { RequestRecord } from './request-record';
@@ -9,13 +10,16 @@ export interface NextHopObserverOptions {
   name: string;
   log: Logger;
   metrics?: Metrics | undefined;
-  /** Whether attempts carry trace context, which should not be sent to third parties. */
-  propagatesTrace?: boolean;
+  /** Whether attempts carry trace context and `x-attempt-count`, which should not be sent to third parties. */
+  isThirdParty?: boolean;
+  /** Whether responses of the service name the replica of the next hop by a number. */
+  showsReplicas?: boolean;
 }
 
 /** Returns an observer that reports to logs, metrics, traces and the record of the calling request. */
 export function nextHopObserver(options: NextHopObserverOptions): Observer<RequestRecord> {
-  const { name, log, metrics, propagatesTrace = true } = options;
+  const { name, log, metrics, isThirdParty = false, showsReplicas = false } = options;
+  const replicas = showsReplicas ? new ReplicaNumbers() : undefined;
   const spans = new Map<AttemptInfo, ClientSpan>();
   const reportRepeat = (kind: 'retry' | 'hedge') => {
     metrics?.requestRepeated(name, kind);
@@ -24,12 +28,16 @@ export function nextHopObserver(options: NextHopObserverOptions): Observer<Reque
   return {
     attemptStarted(attempt, { context, origin, method, path }) {
       if (attempt.kind !== 'first') reportRepeat(attempt.kind);
-      if (context?.span === undefined) return undefined;
-      const span = context.span.startClientSpan(name, origin, method, path, attempt.number - 1);
-      spans.set(attempt, span);
-      return propagatesTrace ? span.headers : undefined;
+      if (context !== undefined) {
+        context.attemptStarted(attempt);
+        context.replicas = replicas;
+      }
+      const span = context?.span?.startClientSpan(name, origin, method, path, attempt.number - 1);
+      if (span !== undefined) spans.set(attempt, span);
+      return isThirdParty ? undefined : headersOf(attempt, span);
     },
-    attemptEnded(attempt, outcome) {
+    attemptEnded(attempt, outcome, { context, attempts, statusCode }) {
+      if (attempts > 1 || statusCode === undefined) context?.attemptEnded(attempt, outcome);
       if (spans.size === 0) return;
       spans.get(attempt)?.end(attempt.statusCode, outcome === 'ok' ? undefined : outcome);
       spans.delete(attempt);
@@ -47,4 +55,9 @@ export function nextHopObserver(options: NextHopObserverOptions): Observer<Reque
     },
     circuitChanged: (circuit) => log.warn({ nextHop: name, circuit }, 'circuit changed'),
   };
+}
+
+function headersOf({ number }: AttemptInfo, span: ClientSpan | undefined) {
+  if (number === 1) return span?.headers;
+  return ['x-attempt-count', String(number), ...(span?.headers ?? [])];
 }

@@ -1,8 +1,9 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import type { Request, Response } from 'express';
-import type { AbortSignalLike, NextHopError } from 'next-hop';
+import type { AbortSignalLike, AttemptInfo, AttemptOutcome, NextHopError } from 'next-hop';
 import { hopByHopHeaders } from '../http/hop-by-hop';
 import { requestIdFrom } from '../http/request-id';
+import { AttemptTimings, attemptList, type ReplicaNumbers, toHundredths } from './attempt-timings';
 import type { Indexed } from './in-flight';
 import type { ServerSpan, Tracing } from './spans';
 import { parseTraceparent } from './trace-context';
@@ -29,6 +30,13 @@ export class RequestRecord implements AbortSignalLike, Indexed {
   readonly span: ServerSpan | undefined;
   aborted = false;
   private readonly abortListeners: (() => void)[] = [];
+  /** Whether the request asks the next hop for a fault, so that no other request may share its exchange. */
+  carriesFault = false;
+  /** Undefined if responses do not name the replica. */
+  replicas: ReplicaNumbers | undefined;
+  private firstAttempt: AttemptInfo | undefined;
+  /** Undefined while there is nothing to say about attempts but the time of the exchange. */
+  private attemptTimings: AttemptTimings | undefined;
   /** Whether a handler is reading the body and the client is still sending it. */
   isReceivingBody = false;
   /** Body bytes received or written so far, including those already sent. */
@@ -99,6 +107,24 @@ export class RequestRecord implements AbortSignalLike, Indexed {
     for (const listener of this.abortListeners) listener();
   }
 
+  attemptStarted(attempt: AttemptInfo) {
+    if (attempt.number > 1) return this.timingsOfAttempts().started(attempt);
+    this.firstAttempt = attempt;
+    this.attemptTimings = undefined;
+  }
+
+  /** Need not be called for a single attempt that got a response: its time is that of the exchange. */
+  attemptEnded(attempt: AttemptInfo, outcome: AttemptOutcome) {
+    this.timingsOfAttempts().ended(attempt, outcome);
+  }
+
+  /** Takes over the attempts of a request whose exchange this one shares. */
+  shareAttempts({ firstAttempt, attemptTimings, replicas }: RequestRecord) {
+    this.firstAttempt = firstAttempt;
+    this.attemptTimings = attemptTimings;
+    this.replicas = replicas;
+  }
+
   nextHopStarted(nextHop: string, durationMs: number) {
     this.nextHop = nextHop;
     this.nextHopMs = durationMs;
@@ -123,15 +149,32 @@ export class RequestRecord implements AbortSignalLike, Indexed {
     this.err = cause;
   }
 
-  /** Returns the value of `Server-Timing` (W3C) for a response that starts now. */
-  serverTiming(): string {
-    const total = `total;dur=${toHundredths(performance.now() - this.startedMs)}`;
-    return this.nextHopMs === undefined
-      ? total
-      : `${this.nextHop};dur=${toHundredths(this.nextHopMs)}, ${total}`;
+  /**
+   * Sets `Server-Timing` (W3C) on a response that starts now. If there was more than one attempt, or if replicas are
+   * numbered, also sets `x-attempts`.
+   */
+  setTimingHeaders() {
+    const { res, nextHop, nextHopMs, firstAttempt, attemptTimings, replicas } = this;
+    const nowMs = performance.now();
+    const total = `total;dur=${toHundredths(nowMs - this.startedMs)}`;
+    if (nextHopMs === undefined) return void res.setHeader('server-timing', total);
+    if (attemptTimings?.isRepeated) {
+      res.setHeader('server-timing', `${attemptTimings.entries(String(nextHop), nowMs)}, ${total}`);
+      res.setHeader('x-attempts', attemptTimings.list(replicas));
+      return;
+    }
+    res.setHeader('server-timing', `${nextHop};dur=${toHundredths(nextHopMs)}, ${total}`);
+    if (replicas !== undefined && firstAttempt !== undefined)
+      res.setHeader('x-attempts', attemptList([firstAttempt], replicas));
   }
 
-  private forwardHeader(name: string, headers: IncomingHttpHeaders) {
+  private timingsOfAttempts() {
+    this.attemptTimings ??= new AttemptTimings(this.firstAttempt);
+    return this.attemptTimings;
+  }
+
+  /** Forwards a header of the client to next hops, unless it is hop-by-hop. */
+  forwardHeader(name: string, headers: IncomingHttpHeaders) {
     const value = headers[name];
     if (value !== undefined && !hopByHopHeaders(headers).includes(name))
       this.forwardedHeaders.push(name, String(value));
@@ -147,11 +190,4 @@ export function routeOf(req: Request): string {
 /** Returns the status of a complete response, or nginx's 499 if the client disconnected before its end. */
 export function statusOf(res: Response): number {
   return res.writableFinished ? res.statusCode : 499;
-}
-
-// Five times as fast as `toFixed(2)`.
-function toHundredths(ms: number) {
-  const hundredths = Math.round(ms * 100);
-  const fraction = hundredths % 100;
-  return `${(hundredths - fraction) / 100}.${fraction < 10 ? '0' : ''}${fraction}`;
 }

@@ -6,6 +6,7 @@ import type { Logger } from '../../chassis/telemetry/logger';
 import type { RequestRecord } from '../../chassis/telemetry/request-record';
 import type { Traffic } from '../../chassis/telemetry/traffic';
 import { data } from './data';
+import { forwardFault } from './fault';
 import { gateway } from './gateway';
 import { hello, helloErrorHandler } from './hello';
 import { coalescedGet, plainGet } from './next-hops/coalesced-get';
@@ -19,6 +20,8 @@ export interface AppOptions {
   external: NextHop<RequestRecord>;
   /** Whether concurrent requests for `/hello` share one exchange (request coalescing). */
   collapse: boolean;
+  /** Whether the header `x-fault` is forwarded to api2. */
+  faults: boolean;
   /** The path and query of the URL that `/data` relays. */
   externalPath: string;
   maxInFlight: number;
@@ -26,17 +29,18 @@ export interface AppOptions {
 
 /** The path of a request through api, in order. */
 export function createApp(options: AppOptions): Express {
-  const { traffic, log, api2, external, collapse, externalPath, maxInFlight } = options;
+  const { traffic, log, api2, external, collapse, faults, externalPath, maxInFlight } = options;
   const app = express();
   app.disable('x-powered-by').disable('etag').set('query parser', false);
 
   app.use(traffic.record());
   const limit = traffic.limit(maxInFlight, 'api');
   app.use(limit);
+  const fault = faults ? [forwardFault()] : [];
 
   app
     .route('/hello')
-    .get(hello(collapse ? coalescedGet(api2) : plainGet(api2)), helloErrorHandler())
+    .get(...fault, hello(collapse ? coalescedGet(api2) : plainGet(api2)), helloErrorHandler())
     .all(methodNotAllowed('GET', 'HEAD'));
   app
     .route('/data')
@@ -44,7 +48,7 @@ export function createApp(options: AppOptions): Express {
     .all(methodNotAllowed('GET', 'HEAD'));
   app.route('/openapi.json').get(openApi()).all(methodNotAllowed('GET', 'HEAD'));
   app.use(
-    gateway(limit, [
+    gateway(fault, limit, [
       { path: '/books', methods: ['GET', 'HEAD', 'POST'], nextHop: api2 },
       { path: '/books/:id', methods: ['GET', 'HEAD', 'PUT', 'DELETE'], nextHop: api2 },
     ]),

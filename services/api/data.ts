@@ -120,7 +120,7 @@ function isJson(response: WholeResponse) {
 function sendRelayed(res: Response, { body, cacheStatus, age }: RelayedResponse) {
   res.setHeader('cache-status', `api; ${cacheStatus}`);
   if (age !== undefined) res.setHeader('age', age);
-  res.setHeader('server-timing', res.locals.record.serverTiming());
+  res.locals.record.setTimingHeaders();
   send(res, 200, 'application/json', body);
 }
 

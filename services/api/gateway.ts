@@ -36,12 +36,17 @@ const READ_AHEAD_BYTES = 1024 * 1024;
  * Forwards requests by a table of routes. Other methods on these paths get 405. Request bodies are JSON of at
  * most 100 kB. A request is forwarded when its complete body has arrived, and its response is read up to 1 MiB ahead
  * of the client, so that for responses up to that size a slow client does not hold a connection to the next hop.
+ * @param checks run before the body is read
  * @param limit rejects a request when too many are in flight; the gateway runs it again once the body has arrived
  */
-export function gateway(limit: RequestHandler, routes: readonly Route[]): Router {
+export function gateway(
+  checks: readonly RequestHandler[],
+  limit: RequestHandler,
+  routes: readonly Route[],
+): Router {
   const router = Router();
   for (const { path, methods, nextHop } of routes)
-    router.route(path).all(allowMethods(methods), readBody(), limit, forward(nextHop));
+    router.route(path).all(allowMethods(methods), ...checks, readBody(), limit, forward(nextHop));
   return router;
 }
 
@@ -71,6 +76,7 @@ function forward(nextHop: NextHop<RequestRecord>): RequestHandler {
       headers: [...record.forwardedHeaders, ...pickHeaders(req.headers, REQUEST_HEADERS)],
       body: (req.body as Buffer | undefined) ?? null,
       context: record,
+      allowProbe: !record.carriesFault,
     };
     await new Promise<void>((resolve, reject) => {
       nextHop.dispatch(request, new ResponseForwarder(nextHop.name, res, resolve, reject));
@@ -111,7 +117,7 @@ class ResponseForwarder implements Dispatcher.DispatchHandler {
     const forwarded = pickHeaders(headers, RESPONSE_HEADERS);
     for (let i = 0; i < forwarded.length; i += 2)
       res.setHeader(forwarded[i] as string, forwarded[i + 1] as string);
-    res.setHeader('server-timing', res.locals.record.serverTiming());
+    res.locals.record.setTimingHeaders();
   }
 
   onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer) {

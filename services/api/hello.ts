@@ -32,7 +32,7 @@ function sendApi2Status(res: Response, statusCode: number) {
 }
 
 function sendWithTiming(res: Response, status: number, text: string) {
-  res.setHeader('server-timing', res.locals.record.serverTiming());
+  res.locals.record.setTimingHeaders();
   sendText(res, status, text);
 }
 

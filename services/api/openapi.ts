@@ -6,7 +6,7 @@ export function openApi(): RequestHandler {
   let json: string | undefined;
   return function openApi(_req, res) {
     json ??= JSON.stringify(createDocument());
-    res.setHeader('server-timing', res.locals.record.serverTiming());
+    res.locals.record.setTimingHeaders();
     send(res, 200, 'application/json', json);
   };
 }

@@ -71,7 +71,7 @@ function serveFile(name: string): RequestHandler {
     const { content, etag } = RUNS_FROM_SOURCE ? read(path) : fileAtStartup;
     for (const [header, value] of Object.entries(HEADERS)) res.setHeader(header, value);
     res.setHeader('etag', etag);
-    res.setHeader('server-timing', res.locals.record.serverTiming());
+    res.locals.record.setTimingHeaders();
     if (isNotModified(req.headers, etag)) return void res.status(304).end();
     send(res, 200, type, content);
   };

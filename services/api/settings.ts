@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import {
   type Env,
+  faultsVariable,
   host,
   httpOrigin,
   milliseconds,
@@ -39,6 +40,7 @@ export function readSettings(env: Env) {
     API2_CONNECTIONS: wholeNumber(1, 65_535).default(64),
     MAX_IN_FLIGHT: wholeNumber(1, 1_000_000).default(1024),
     COLLAPSE: onOff().default(false),
+    ...faultsVariable,
     EXTERNAL_URL: url(
       ['https:', 'http:'],
       'a URL such as https://example.org/data.json',
@@ -59,6 +61,7 @@ export function readSettings(env: Env) {
       connections: own.API2_CONNECTIONS,
     },
     collapse: own.COLLAPSE,
+    faults: own.FAULTS,
     api2Fallback: own.API2_FALLBACK_HOST
       ? { host: own.API2_FALLBACK_HOST, port: portOf(own.API2_URL) }
       : undefined,

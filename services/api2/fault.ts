@@ -3,28 +3,24 @@ import { z } from 'zod';
 import { jsonBody, validateBody } from '../../chassis/http/json-body';
 import { methodNotAllowed, Problem } from '../../chassis/http/problem';
 import type { Logger } from '../../chassis/telemetry/logger';
+import {
+  DEFAULT_DELAY_MS,
+  DEFAULT_STATUS,
+  type FaultKind,
+  faultFields,
+  parseFault,
+  X_FAULT_EXPECTED,
+} from '../../contract/fault';
 
-const DELAY_MS = { delay: 1000, drip: 100 } as const;
-
-const faultSchema = z.strictObject({
-  kind: z.enum(['delay', 'status', 'reset', 'truncate', 'drip', 'hang'], {
-    error: 'Expected one of delay, status, reset, truncate, drip, hang.',
-  }),
+const switchSchema = z.strictObject({
+  kind: faultFields.kind,
   rate: z
     .number('Expected a number from 0 to 1.')
     .min(0, 'Must be at least 0.')
     .max(1, 'Must be at most 1.')
     .default(1),
-  delayMs: z
-    .int('Expected a whole number of milliseconds.')
-    .min(1, 'Must be at least 1.')
-    .max(600_000, 'Must be at most 600000.')
-    .optional(),
-  status: z
-    .int('Expected a final status code.')
-    .min(200, 'Must be at least 200.')
-    .max(599, 'Must be at most 599.')
-    .default(503),
+  delayMs: faultFields.delayMs.optional(),
+  status: faultFields.status.default(DEFAULT_STATUS),
   seconds: z
     .number('Expected a number of seconds.')
     .gt(0, 'Must be greater than 0.')
@@ -32,42 +28,55 @@ const faultSchema = z.strictObject({
     .default(60),
 });
 
-type FaultConfig = z.output<typeof faultSchema>;
+type SwitchConfig = z.output<typeof switchSchema>;
 
-/** Injects a fault into requests. When the fault ends, the requests that it holds continue. */
+interface Fault {
+  readonly kind: FaultKind;
+  readonly delayMs?: number | undefined;
+  readonly status?: number | undefined;
+}
+
+/**
+ * Injects faults: for a while into a share of the requests (the switch), and into each request that asks for one with
+ * `x-fault`. When a fault ends, the requests that it holds continue.
+ */
 export class FaultInjector {
-  private active: FaultConfig | undefined;
+  private active: SwitchConfig | undefined;
   private isClosed = false;
   private endsAtMs = 0;
   private timer: NodeJS.Timeout | undefined;
-  private readonly heldRequests = new Set<() => void>();
+  private heldBySwitch = new HeldRequests();
+  private readonly heldByHeader = new HeldRequests();
 
   constructor(private readonly log: Logger) {}
 
   /** @throws {Problem} 503 while the service is stopping */
-  start(config: FaultConfig) {
+  start(config: SwitchConfig) {
     if (this.isClosed) throw new Problem(503, 'stopping', { detail: 'The service is stopping.' });
     this.end();
     this.active = config;
+    this.heldBySwitch = new HeldRequests();
     this.endsAtMs = performance.now() + config.seconds * 1000;
     this.timer = setTimeout(() => this.end(), config.seconds * 1000);
     this.log.warn({ fault: this.activeFault() }, 'fault started');
   }
 
+  /** Ends the fault of the switch. */
   end() {
     clearTimeout(this.timer);
     if (this.active !== undefined) this.log.warn('fault ended');
     this.active = undefined;
-    for (const release of [...this.heldRequests]) release();
+    this.heldBySwitch.release();
   }
 
-  /** Ends the fault and rejects new ones. */
+  /** Ends all faults and rejects new ones. */
   close() {
     this.isClosed = true;
     this.end();
+    this.heldByHeader.release();
   }
 
-  /** Returns the active fault with its remaining seconds, or `{}`. */
+  /** Returns the active fault of the switch with its remaining seconds, or `{}`. */
   activeFault() {
     if (this.active === undefined) return {};
     const { kind, rate, status } = this.active;
@@ -78,58 +87,81 @@ export class FaultInjector {
       : { kind, rate, seconds };
   }
 
-  /** Applies the fault to the configured share of requests. */
+  /** Applies the fault that a request asks for, otherwise that of the switch to the configured share of requests. */
   middleware(): RequestHandler {
-    return (_req, res, next) => {
+    return (req, res, next) => {
+      const { 'x-fault': header, 'x-attempt-count': attempt = '1' } = req.headers;
+      if (header !== undefined && !this.isClosed) {
+        const fault = parseFault(String(header));
+        if (fault === undefined) throw new Problem(400, 'invalid_fault', { detail: X_FAULT_EXPECTED });
+        if (fault.attempt === 1 && attempt !== '1') return next();
+        return apply(
+          { kind: fault.kind, delayMs: fault.ms, status: fault.code },
+          this.heldByHeader,
+          res,
+          next,
+        );
+      }
       if (this.active === undefined || Math.random() >= this.active.rate) return next();
-      this.apply(this.active, res, next);
+      apply(this.active, this.heldBySwitch, res, next);
     };
   }
+}
 
-  private apply(config: FaultConfig, res: Response, next: () => void) {
-    switch (config.kind) {
-      case 'delay':
-        return this.hold(res, delayOf(config), next);
-      case 'hang':
-        return this.hold(res, undefined, next);
-      case 'status':
-        return void res.status(config.status).end();
-      case 'reset':
-        return void res.socket?.resetAndDestroy();
-      case 'truncate':
-        interceptEnd(res, (body) => res.write(body.subarray(0, body.length / 2), () => res.destroy()));
-        return next();
-      case 'drip':
-        interceptEnd(res, (body, end) => this.drip(res, body, delayOf(config), end));
-        return next();
-    }
-  }
+/** The requests that a fault holds. */
+class HeldRequests {
+  isReleased = false;
+  private readonly releases = new Set<() => void>();
 
-  private hold(res: Response, delayMs: number | undefined, resume: () => void) {
+  /** Calls `resume` after `delayMs`, or when the fault ends. */
+  hold(res: Response, delayMs: number | undefined, resume: () => void) {
     const release = () => {
-      this.heldRequests.delete(release);
-      clearTimeout(timer);
+      cancel();
       res.off('close', cancel);
       resume();
     };
     const cancel = () => {
-      this.heldRequests.delete(release);
+      this.releases.delete(release);
       clearTimeout(timer);
     };
     const timer = delayMs === undefined ? undefined : setTimeout(release, delayMs);
-    this.heldRequests.add(release);
+    this.releases.add(release);
     res.once('close', cancel);
   }
 
-  private drip(res: Response, rest: Buffer, delayMs: number, end: (rest: Buffer) => void) {
-    if (rest.length === 0 || this.active?.kind !== 'drip') return end(rest);
-    res.write(rest.subarray(0, 1));
-    this.hold(res, delayMs, () => this.drip(res, rest.subarray(1), delayMs, end));
+  release() {
+    this.isReleased = true;
+    for (const release of [...this.releases]) release();
   }
 }
 
-function delayOf({ kind, delayMs }: FaultConfig) {
-  return delayMs ?? DELAY_MS[kind === 'drip' ? 'drip' : 'delay'];
+function apply(fault: Fault, held: HeldRequests, res: Response, next: () => void) {
+  switch (fault.kind) {
+    case 'delay':
+      return held.hold(res, delayOf(fault), next);
+    case 'hang':
+      return held.hold(res, undefined, next);
+    case 'status':
+      return void res.status(fault.status ?? DEFAULT_STATUS).end();
+    case 'reset':
+      return void res.socket?.resetAndDestroy();
+    case 'truncate':
+      interceptEnd(res, (body) => res.write(body.subarray(0, body.length / 2), () => res.destroy()));
+      return next();
+    case 'drip':
+      interceptEnd(res, (body, end) => drip(res, body, delayOf(fault), held, end));
+      return next();
+  }
+}
+
+function drip(res: Response, rest: Buffer, delayMs: number, held: HeldRequests, end: (rest: Buffer) => void) {
+  if (rest.length === 0 || held.isReleased) return end(rest);
+  res.write(rest.subarray(0, 1));
+  held.hold(res, delayMs, () => drip(res, rest.subarray(1), delayMs, held, end));
+}
+
+function delayOf({ kind, delayMs }: Fault) {
+  return delayMs ?? DEFAULT_DELAY_MS[kind === 'drip' ? 'drip' : 'delay'];
 }
 
 // The handler responds as usual; `send` decides how its final chunk is sent.
@@ -151,7 +183,7 @@ export function faultRoutes(injector: FaultInjector): Router {
     .route('/fault')
     .get((_req, res) => void res.json(injector.activeFault()))
     .put(jsonBody(), (req, res) => {
-      injector.start(validateBody(faultSchema, req.body));
+      injector.start(validateBody(switchSchema, req.body));
       res.json(injector.activeFault());
     })
     .delete((_req, res) => {

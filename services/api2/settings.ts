@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { type Env, onOff, readEnv, url } from '../../chassis/settings';
+import { type Env, faultsVariable, readEnv, url } from '../../chassis/settings';
 
 export type Settings = ReturnType<typeof readSettings>;
 
@@ -12,7 +12,7 @@ export function readSettings(env: Env) {
     GREETING: z.string().default('Hello World!'),
     DATABASE_FILE: z.string().default('data/books.db'),
     DATABASE_URL: url(['postgres:', 'postgresql:'], 'a URL such as postgres://user@host/database').optional(),
-    FAULTS: onOff().default(false),
+    ...faultsVariable,
   });
   return {
     ...shared,

@@ -99,7 +99,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
       ? setTimeout(hedge, this.hedgeDelayMs, this)
       : setTimeout(expire, this.timeoutMs, this);
     this.send('first');
-    if (this.isRepeatable && !this.hasEnded) this.probeEjected();
+    if (this.isRepeatable && this.request.allowProbe !== false && !this.hasEnded) this.probeEjected();
   }
 
   /** Cancels the exchange. If `reason` is a `NextHopError`, the response is unusable, which counts as a failure. */

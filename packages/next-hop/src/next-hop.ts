@@ -149,10 +149,25 @@ export class NextHop<Context = unknown> extends Dispatcher {
    * @throws {NextHopError} if there is no usable response; the reason of `signal` if it aborts
    */
   get(path: string, options: GetOptions<Context> = {}): Promise<WholeResponse> {
-    const { headers = null, signal, timeoutMs, maxBodyBytes = MAX_BODY_BYTES, context } = options;
+    const {
+      headers = null,
+      signal,
+      timeoutMs,
+      maxBodyBytes = MAX_BODY_BYTES,
+      context,
+      allowProbe = true,
+    } = options;
     return new Promise((resolve, reject) => {
       const handler = new GetHandler(this.hop.name, maxBodyBytes, signal, resolve, reject);
-      const request = { origin: this.originText, path, method: 'GET' as const, headers, body: null, context };
+      const request = {
+        origin: this.originText,
+        path,
+        method: 'GET' as const,
+        headers,
+        body: null,
+        context,
+        allowProbe,
+      };
       this.dispatch(timeoutMs === undefined ? request : { ...request, timeoutMs }, handler);
     });
   }

@@ -7,16 +7,19 @@ export type Get = (path: string, headers: string[], record: RequestRecord) => Pr
 
 /** Returns a `Get` that starts an exchange for each request. */
 export function plainGet(nextHop: NextHop<RequestRecord>): Get {
-  return (path, headers, record) => nextHop.get(path, { headers, signal: record, context: record });
+  return (path, headers, record) =>
+    nextHop.get(path, { headers, signal: record, context: record, allowProbe: !record.carriesFault });
 }
 
 /**
  * Returns a `Get` whose requests for the same path share the exchange in flight (request coalescing). The exchange is
- * cancelled only when all of their clients have disconnected.
+ * cancelled only when all of their clients have disconnected. A request that carries a fault is sent alone.
  */
 export function coalescedGet(nextHop: NextHop<RequestRecord>): Get {
   const inFlight = new Map<string, SharedExchange>();
+  const getAlone = plainGet(nextHop);
   return (path, headers, record) => {
+    if (record.carriesFault) return getAlone(path, headers, record);
     const shared = inFlight.get(path);
     if (shared !== undefined) return shared.join(record);
     const started = new SharedExchange(nextHop.name, () => {
@@ -77,10 +80,12 @@ class SharedExchange implements AbortSignalLike {
     this.hasEnded = true;
     this.onEnd();
     const failure = error instanceof NextHopError ? error : undefined;
+    const [first] = this.waiters;
     const nowMs = performance.now();
     for (const waiter of this.waiters) {
       const { record, startedMs } = waiter;
       // The observer of the exchange updates only the record of the first request.
+      if (first !== undefined) record.shareAttempts(first.record);
       if (!record.aborted)
         record.nextHopEnded(
           this.nextHop,

@@ -15,14 +15,14 @@ export function createNextHops(settings: Settings, log: Logger, metrics: Metrics
   const api2 = new NextHop<RequestRecord>(settings.api2.origin, {
     ...settings.api2,
     name: 'api2',
-    observer: nextHopObserver({ name: 'api2', log, metrics }),
+    observer: nextHopObserver({ name: 'api2', log, metrics, showsReplicas: settings.faults }),
     ...(fallback && { lookup: fallbackLookup(fallback, onFallbackChange) }),
   });
   const factory = proxyFactory(settings.proxy);
   const external = new NextHop<RequestRecord>(settings.external.origin, {
     ...settings.external,
     name: 'external',
-    observer: nextHopObserver({ name: 'external', log, metrics, propagatesTrace: false }),
+    observer: nextHopObserver({ name: 'external', log, metrics, isThirdParty: true }),
     ...(factory && { factory }),
   });
   for (const nextHop of [api2, external]) metrics.watch(nextHop);
