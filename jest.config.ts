@@ -1,7 +1,13 @@
 import type { Config } from 'jest';
 
 const config: Config = {
-  roots: ['<rootDir>/chassis', '<rootDir>/packages', '<rootDir>/services', '<rootDir>/test'],
+  roots: [
+    '<rootDir>/chassis',
+    '<rootDir>/contract',
+    '<rootDir>/packages',
+    '<rootDir>/services',
+    '<rootDir>/test',
+  ],
   modulePathIgnorePatterns: ['<rootDir>/packages/[^/]+/dist'],
   moduleNameMapper: { '^next-hop$': '<rootDir>/packages/next-hop/src' },
   testMatch: ['**/*.test.ts'],

@@ -122,17 +122,3 @@ test('stopping first ends the fault, so delayed requests succeed and the process
   expect(await api2.stop()).toBe(0);
   expect(await delayed).toMatchObject({ status: 200, text: 'Hello World!' });
 });
-test('without FAULTS=on, /fault does not exist', async () => {
-  const other = await startProgram('api2');
-  expect((await putFault(other, { kind: 'hang' })).status).toBe(404);
-  expect((await call(`${other.url}/respond`)).status).toBe(200);
-});
-
-test('stopping first ends the fault, so delayed requests succeed and the process exits 0', async () => {
-  const other = await startProgram('api2', { FAULTS: 'on' });
-  await putFault(other, { kind: 'hang' });
-  const delayed = call(`${other.url}/respond`);
-  await sleep(100);
-  expect(await other.stop()).toBe(0);
-  expect(await delayed).toMatchObject({ status: 200, text: 'Hello World!' });
-});

@@ -53,7 +53,12 @@ export function createDocument() {
       headers: {
         'X-Request-Id': header('Identifies the request in the logs of both services.'),
         'Server-Timing': header(
-          'The durations of the next hop and of the complete request, in milliseconds.',
+          'The durations of the next hop and of the complete request, in milliseconds. If the next hop was ' +
+            'called more than once, the duration and outcome of each attempt, such as `api2.2;dur=2.10;desc="ok"`.',
+        ),
+        'X-Attempts': header(
+          'The attempts to call the next hop, such as `first;start=0.00, hedge;start=500.31`, with their start in ' +
+            'milliseconds. Present if there was more than one, and with `FAULTS=on`.',
         ),
         'X-Content-Type-Options': header('Always `nosniff`.'),
         'Proxy-Status': header('The failure between api and its next hop (RFC 9209).'),
@@ -76,6 +81,7 @@ const parameter = (where: 'query' | 'header', name: string, { description, ...sc
 const commonHeaders = {
   'X-Request-Id': ref('headers', 'X-Request-Id'),
   'Server-Timing': ref('headers', 'Server-Timing'),
+  'X-Attempts': ref('headers', 'X-Attempts'),
   'X-Content-Type-Options': ref('headers', 'X-Content-Type-Options'),
 };
 
@@ -155,6 +161,14 @@ const ifNoneMatch = parameter('header', 'If-None-Match', {
   description: 'The `ETag` that the client already has.',
 });
 
+const xFault = parameter('header', 'X-Fault', {
+  type: 'string',
+  description:
+    'For demonstrations: the fault that api2 injects into this request, as a structured field item (RFC 9651). ' +
+    'Ignored unless the services run with `FAULTS=on`.',
+  examples: ['hang;attempt=1', 'delay;ms=800', 'drip;ms=50', 'status;code=503', 'reset', 'truncate'],
+});
+
 const nextHopProblems = problems(500, 502, 503, 504);
 
 const getHello = {
@@ -162,6 +176,7 @@ const getHello = {
   tags: ['greeting'],
   summary: 'Get the greeting',
   description: 'Requests the greeting from api2 and returns its text.',
+  parameters: [xFault],
   responses: {
     200: response('The text returned by api2.', 'text/plain', { type: 'string' }),
     500: {
@@ -174,7 +189,7 @@ const getHello = {
         'application/problem+json': { schema: ref('schemas', 'Problem') },
       },
     },
-    ...problems(405, 503),
+    ...problems(400, 405, 503),
   },
 };
 
@@ -205,7 +220,7 @@ const listBooks = {
   tags: ['books'],
   summary: 'List books',
   description: 'Returns one page of books in order of creation.',
-  parameters: queryParameters(),
+  parameters: [...queryParameters(), xFault],
   responses: {
     200: response('A page of books.', 'application/json', ref('schemas', 'BookPage'), {
       Link: header('The path of the next page, with `rel="next"`; absent on the last page.'),
@@ -227,6 +242,7 @@ const createBook = {
         'For a day, a request with the same key and the same book returns the first response again.',
       ...schemaOf(idempotencyKey),
     }),
+    xFault,
   ],
   requestBody: bookBody,
   responses: {
@@ -241,7 +257,7 @@ const getBook = {
   tags: ['books'],
   summary: 'Get a book',
   description: 'Returns the book with its `ETag`.',
-  parameters: [ifNoneMatch, ifMatch],
+  parameters: [ifNoneMatch, ifMatch, xFault],
   responses: {
     200: bookResponse('The book.'),
     304: emptyResponse('The book still has the `ETag` of `If-None-Match`.', bookHeaders),
@@ -255,7 +271,7 @@ const replaceBook = {
   tags: ['books'],
   summary: 'Replace a book',
   description: 'Replaces the complete book. A `year` that is absent becomes `null`.',
-  parameters: [ifMatch],
+  parameters: [ifMatch, xFault],
   requestBody: bookBody,
   responses: {
     200: bookResponse('The book was replaced.'),
@@ -269,7 +285,7 @@ const deleteBook = {
   tags: ['books'],
   summary: 'Delete a book',
   description: 'Deletes the book. Its id is not used again.',
-  parameters: [ifMatch],
+  parameters: [ifMatch, xFault],
   responses: {
     204: emptyResponse('The book was deleted.'),
     ...problems(400, 404, 405, 412),
