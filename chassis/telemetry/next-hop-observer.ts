@@ -30,7 +30,7 @@ export function nextHopObserver(options: NextHopObserverOptions): Observer<Reque
       if (attempt.kind !== 'first') reportRepeat(attempt.kind);
       if (context !== undefined) {
         context.attemptStarted(attempt);
-        context.replicas = replicas;
+        if (replicas !== undefined) context.replicas = replicas;
       }
       const span = context?.span?.startClientSpan(name, origin, method, path, attempt.number - 1);
       if (span !== undefined) spans.set(attempt, span);
