@@ -178,6 +178,19 @@ test('a probe of an ejected address is reported, but not as an attempt', async (
   ]);
 });
 
+test('a request whose allowProbe is false is not copied to an ejected address', async () => {
+  const { port } = await server((_req, res) => void res.end('ok'), '127.0.0.2');
+  const { events, hop } = observed(`http://hop.test:${port}`, { lookup: lookupOf(TWO) });
+  for (let i = 0; i < 2; i++) await hop.get('/');
+  await sleep(1100);
+  await hop.get('/', { allowProbe: false });
+  const { body } = await hop.request({ path: '/', method: 'GET', allowProbe: false });
+  await body.dump();
+  expect(events).not.toContain('probe to 127.0.0.1');
+  await hop.get('/');
+  expect(events).toContain('probe to 127.0.0.1');
+});
+
 test('changes of the circuit are reported: open after failures, half-open and closed by a success', async () => {
   const port = await closedPort();
   const { events, hop } = observed(`http://127.0.0.1:${port}`);
