@@ -48,6 +48,9 @@ describe('metrics', () => {
       'http_server_requests_in_flight 0',
       'http_client_circuit_state{next_hop="api2"} 0',
       'http_client_connections{next_hop="api2"} 1',
+      'http_client_addresses{next_hop="api2"} 1',
+      'http_client_ejected_addresses{next_hop="api2"} 0',
+      'http_client_hedges_won_total{next_hop="api2"} 0',
     ])
       expect(after.split('\n')).toContain(line);
     expect(after).toMatch(/^process_cpu_seconds_total /m);
@@ -63,6 +66,22 @@ describe('metrics', () => {
     expect(text).toMatch(/_count\{next_hop="api2",status="",error="destination_unavailable"\} 4$/m);
     expect(text).toMatch(/^http_client_retries_total\{next_hop="api2",kind="retry"\} 1[0-2]$/m);
     expect(text).toMatch(/^http_client_circuit_state\{next_hop="api2"\} 2$/m);
+    expect(text).toMatch(/^http_client_ejected_addresses\{next_hop="api2"\} 1$/m);
+  });
+
+  test('counts a hedge as won only if its response was used', async () => {
+    let requests = 0;
+    // The first exchange ends with the response of its hedge, the second one with that of its first attempt.
+    const delaysMs = [5000, 0, 300, 5000];
+    const upstream = await httpUpstream(
+      (_req, res) => void setTimeout(() => res.end('ok'), delaysMs[requests++]).unref(),
+    );
+    cleanups.push(() => upstream.close());
+    const api = await startProgram('api', { API2_URL: upstream.origin, API2_TIMEOUT_MS: '1000' });
+    for (let i = 0; i < 2; i++) expect((await call(`${api.url}/hello`)).status).toBe(200);
+    const text = await fetchMetrics(api);
+    expect(text).toMatch(/^http_client_retries_total\{next_hop="api2",kind="hedge"\} 2$/m);
+    expect(text).toMatch(/^http_client_hedges_won_total\{next_hop="api2"\} 1$/m);
   });
 
   test('uncommon methods share the label _OTHER', async () => {

@@ -19,6 +19,7 @@ export interface MeasuredNextHop {
   readonly name: string;
   readonly circuit: CircuitState;
   readonly stats: Readonly<Record<string, { readonly connected: number }>>;
+  readonly ejectedAddresses: readonly string[];
 }
 
 /** The Prometheus metrics of a service and its process. */
@@ -43,6 +44,12 @@ export class Metrics {
     labelNames: ['next_hop', 'kind'],
     registers: [this.registry],
   });
+  private readonly hedgesWon = new Counter({
+    name: 'http_client_hedges_won_total',
+    help: 'Hedges whose response was used.',
+    labelNames: ['next_hop'],
+    registers: [this.registry],
+  });
 
   /** @param inFlight returns the number of requests in flight */
   constructor(inFlight: () => number) {
@@ -51,24 +58,29 @@ export class Metrics {
     collectDefaultMetrics({ register: this.registry });
     for (const name of MISNAMED_GAUGES) this.registry.removeSingleMetric(name);
     this.gauge('http_server_requests_in_flight', 'Requests in flight.', [], (gauge) => gauge.set(inFlight()));
-    this.gauge(
+    this.nextHopGauge(
       'http_client_circuit_state',
       'State of the circuit breaker: 0 closed, 1 half open, 2 open.',
-      ['next_hop'],
-      (gauge) => {
-        for (const nextHop of this.nextHops)
-          gauge.set({ next_hop: nextHop.name }, CIRCUIT_VALUES[nextHop.circuit]);
-      },
+      ({ circuit }) => CIRCUIT_VALUES[circuit],
     );
-    this.gauge('http_client_connections', 'Open connections to a next hop.', ['next_hop'], (gauge) => {
-      for (const nextHop of this.nextHops) gauge.set({ next_hop: nextHop.name }, connectionsOf(nextHop));
-    });
+    this.nextHopGauge('http_client_connections', 'Open connections to a next hop.', connectionsOf);
+    this.nextHopGauge(
+      'http_client_addresses',
+      'Addresses that the name of a next hop resolves to.',
+      ({ stats }) => Object.keys(stats).length,
+    );
+    this.nextHopGauge(
+      'http_client_ejected_addresses',
+      'Addresses of a next hop that are ejected.',
+      ({ ejectedAddresses }) => ejectedAddresses.length,
+    );
   }
 
   /** Adds a next hop to the exported metrics. */
   watch(nextHop: MeasuredNextHop) {
     this.nextHops.push(nextHop);
     for (const kind of ['retry', 'hedge']) this.retries.inc({ next_hop: nextHop.name, kind }, 0);
+    this.hedgesWon.inc({ next_hop: nextHop.name }, 0);
   }
 
   requestEnded(method: string, route: string, status: number, durationMs: number) {
@@ -85,6 +97,16 @@ export class Metrics {
 
   requestRepeated(nextHop: string, kind: 'retry' | 'hedge') {
     this.retries.inc({ next_hop: nextHop, kind });
+  }
+
+  hedgeWon(nextHop: string) {
+    this.hedgesWon.inc({ next_hop: nextHop });
+  }
+
+  private nextHopGauge(name: string, help: string, read: (nextHop: MeasuredNextHop) => number) {
+    this.gauge(name, help, ['next_hop'], (gauge) => {
+      for (const nextHop of this.nextHops) gauge.set({ next_hop: nextHop.name }, read(nextHop));
+    });
   }
 
   private gauge(name: string, help: string, labelNames: string[], read: (gauge: Gauge) => void) {

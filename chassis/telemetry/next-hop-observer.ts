@@ -38,6 +38,9 @@ export function nextHopObserver(options: NextHopObserverOptions): Observer<Reque
     },
     attemptEnded(attempt, outcome, { context, attempts, statusCode }) {
       if (attempts > 1 || statusCode === undefined) context?.attemptEnded(attempt, outcome);
+      // The outcome of a 502, 503 or 504 that was discarded for a retry is `ok` too.
+      if (attempt.kind === 'hedge' && outcome === 'ok' && attempt.statusCode === statusCode)
+        metrics?.hedgeWon(name);
       if (spans.size === 0) return;
       spans.get(attempt)?.end(attempt.statusCode, outcome === 'ok' ? undefined : outcome);
       spans.delete(attempt);

@@ -94,6 +94,10 @@ export class EndpointPool {
     return Object.fromEntries(this.endpoints.map(({ address, stats }) => [address, stats]));
   }
 
+  get ejectedAddresses() {
+    return this.endpoints.filter(({ isEjected }) => isEjected).map(({ address }) => address);
+  }
+
   /** Closes idle connections now, and others when their request ends. */
   async close() {
     this.stop();

@@ -120,6 +120,11 @@ export class NextHop<Context = unknown> extends Dispatcher {
     return this.hop.endpoints.stats;
   }
 
+  /** The addresses that are ejected now. */
+  get ejectedAddresses(): readonly string[] {
+    return this.hop.endpoints.ejectedAddresses;
+  }
+
   get closed() {
     return this.closing !== undefined;
   }

@@ -409,6 +409,18 @@ describe('addresses', () => {
     expect(hop.stats['127.0.0.1']).toMatchObject({ connected: 2, running: 0, size: 0 });
   });
 
+  test('ejectedAddresses has an address that refuses connections until it accepts them again', async () => {
+    const { port } = await server((_req, res) => void res.end(), '127.0.0.1');
+    const hop = client(`http://hop.test:${port}`, { lookup: lookupOf(two) });
+    expect(hop.ejectedAddresses).toEqual([]);
+    for (let i = 0; i < 3; i++) await hop.get('/');
+    expect(hop.ejectedAddresses).toEqual(['127.0.0.2']);
+    await server((_req, res) => void res.end(), '127.0.0.2', port);
+    await sleep(1000);
+    await hop.get('/');
+    await until(() => hop.ejectedAddresses.length === 0, 1000);
+  });
+
   test('connections to an address that the name no longer resolves to are closed within 5 s', async () => {
     const closedAfterMs: number[] = [];
     let removedMs = 0;
