@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { parse, parseAllDocuments } from 'yaml';
+import { relative } from 'node:path';
+import { parse, parseAllDocuments, stringify } from 'yaml';
 import type { Env } from '../chassis/settings';
 import { readSettings as readApi } from '../services/api/settings';
 import { readSettings as readApi2 } from '../services/api2/settings';
@@ -13,17 +14,17 @@ interface Manifest {
   spec: any;
 }
 
+const FOLDER = 'deploy/kubernetes';
+const CACHE = 'node_modules/.cache/onehop';
 const OVERLAYS = ['local', 'production'] as const;
 const SERVICES = ['api', 'api2'] as const;
 const READERS = { api: readApi, api2: readApi2 };
-const rendered = new Map(OVERLAYS.map((overlay) => [overlay, render(overlay)]));
+const rendered = new Map(OVERLAYS.map((overlay) => [overlay, render(`${FOLDER}/overlays/${overlay}`)]));
 const settingsPage = readFileSync('docs/settings.md', 'utf8');
 const compose = parse(readFileSync('docker-compose.yml', 'utf8'), { merge: true });
 
-function render(overlay: string): Manifest[] {
-  const text = execFileSync('kubectl', ['kustomize', `deploy/kubernetes/overlays/${overlay}`], {
-    encoding: 'utf8',
-  });
+function render(folder: string): Manifest[] {
+  const text = execFileSync('kubectl', ['kustomize', folder], { encoding: 'utf8' });
   return parseAllDocuments(text).map((document) => document.toJS());
 }
 
@@ -49,13 +50,7 @@ function envOf(overlay: (typeof OVERLAYS)[number], service: string): Env {
 
 describe.each(OVERLAYS)('the overlay %s', (overlay) => {
   test('every object is valid according to the Kubernetes schemas and has no unknown field', () => {
-    const manifests = rendered.get(overlay) as Manifest[];
-    const errors = execFileSync('node', ['test/validate-manifests.mjs'], {
-      input: JSON.stringify(manifests),
-      encoding: 'utf8',
-    });
-    expect(JSON.parse(errors)).toEqual([]);
-    expect(unknownFields(manifests)).toBe('');
+    expectValid(rendered.get(overlay) as Manifest[]);
   });
 
   test('every object is in the namespace default and occurs once', () => {
@@ -256,15 +251,75 @@ test('production: at least two replicas with autoscaling, and a PostgreSQL URL f
   expect(all('local', 'Secret')).toEqual([]);
 });
 
+describe('the component monitoring', () => {
+  const added = renderWithMonitoring().filter(({ apiVersion }) => apiVersion.startsWith('monitoring.'));
+  const specOf = (kind: string) => added.find((manifest) => manifest.kind === kind)?.spec;
+  const { scrape_configs: jobs } = parse(readFileSync('deploy/observability/prometheus.yml', 'utf8'));
+
+  test('adds valid objects for the Prometheus operator to an overlay', () => {
+    expect(added.map(({ kind }) => kind)).toEqual(['PodMonitor', 'PrometheusRule']);
+    expectValid(added);
+    for (const { metadata } of added)
+      expect(metadata).toMatchObject({
+        namespace: 'default',
+        labels: { 'app.kubernetes.io/part-of': 'onehop' },
+      });
+  });
+
+  test('has the alerts of deploy/observability/alerts.yml (otherwise, run npm run generate:alerts)', () => {
+    expect(specOf('PrometheusRule')).toEqual(parse(readFileSync('deploy/observability/alerts.yml', 'utf8')));
+  });
+
+  test('scrapes the admin ports of the pods of both services, in the jobs of prometheus.yml', () => {
+    const { selector, jobLabel, podMetricsEndpoints } = specOf('PodMonitor');
+    expect(podMetricsEndpoints).toEqual([{ port: 'admin' }]);
+    const scraped = SERVICES.map((service) => {
+      const { labels, container } = podOf('local', service);
+      expect(labels).toMatchObject(selector.matchLabels);
+      const admin = container.ports.find(({ name }: { name: string }) => name === 'admin');
+      return { job: labels[jobLabel], port: admin.containerPort };
+    });
+    interface Job {
+      job_name: string;
+      dns_sd_configs: { port: number }[];
+    }
+    expect(scraped).toEqual(
+      jobs.map(({ job_name: job, dns_sd_configs: [discovery] }: Job) => ({ job, port: discovery?.port })),
+    );
+  });
+});
+
+/** Renders an overlay that adds the component to the overlay `local`, as the documentation describes. */
+function renderWithMonitoring() {
+  const overlay = `${CACHE}/overlay`;
+  const root = relative(overlay, FOLDER);
+  mkdirSync(overlay, { recursive: true });
+  writeFileSync(
+    `${overlay}/kustomization.yaml`,
+    stringify({ resources: [`${root}/overlays/local`], components: [`${root}/components/monitoring`] }),
+  );
+  return render(overlay);
+}
+
+function expectValid(manifests: Manifest[]) {
+  const errors = execFileSync('node', ['test/validate-manifests.mjs'], {
+    input: JSON.stringify(manifests),
+    encoding: 'utf8',
+  });
+  expect(JSON.parse(errors)).toEqual([]);
+  expect(unknownFields(manifests)).toBe('');
+}
+
 /** The errors of TypeScript if the objects are literals of the published types, which reject unknown fields. */
 function unknownFields(manifests: Manifest[]): string {
-  const folder = 'node_modules/.cache/onehop';
-  mkdirSync(folder, { recursive: true });
+  mkdirSync(CACHE, { recursive: true });
   const lines = manifests.map(({ apiVersion, kind, ...rest }, i) => {
-    const type = `import('kubernetes-models/${apiVersion}').I${kind}`;
+    const isOperators = apiVersion.startsWith('monitoring.');
+    const models = isOperators ? '@kubernetes-models/prometheus-operator' : 'kubernetes-models';
+    const type = `import('${models}/${apiVersion}').I${kind}`;
     return `export const o${i}: ${type} = ${JSON.stringify({ apiVersion, kind, ...rest })};`;
   });
-  writeFileSync(`${folder}/manifests.ts`, lines.join('\n'));
+  writeFileSync(`${CACHE}/manifests.ts`, lines.join('\n'));
   const options = [
     '--noEmit',
     '--strict',
@@ -275,7 +330,7 @@ function unknownFields(manifests: Manifest[]): string {
     'bundler',
   ];
   try {
-    return execFileSync('node_modules/.bin/tsc', ['--ignoreConfig', ...options, `${folder}/manifests.ts`], {
+    return execFileSync('node_modules/.bin/tsc', ['--ignoreConfig', ...options, `${CACHE}/manifests.ts`], {
       encoding: 'utf8',
     });
   } catch (error) {

@@ -5,7 +5,10 @@ import { text } from 'node:stream/consumers';
 const errors = [];
 for (const object of JSON.parse(await text(process.stdin))) {
   const { apiVersion, kind, metadata } = object;
-  const models = await import(`kubernetes-models/${apiVersion}`).catch(() => ({}));
+  const group = apiVersion.startsWith('monitoring.')
+    ? '@kubernetes-models/prometheus-operator'
+    : 'kubernetes-models';
+  const models = await import(`${group}/${apiVersion}`).catch(() => ({}));
   const Model = models[kind];
   if (Model === undefined) errors.push(`${apiVersion} ${kind}: unknown kind`);
   else {

@@ -43,9 +43,9 @@ test('release.yml builds both services for two architectures, with SBOM, provena
   expect(steps.at(-1).run).toContain('cosign sign --yes "$IMAGE@$DIGEST"');
 });
 
-test('dependabot updates npm, Docker and GitHub Actions dependencies', () => {
+test('dependabot updates npm, Docker, compose and GitHub Actions dependencies', () => {
   const { version, updates } = parse(readFileSync('.github/dependabot.yml', 'utf8'));
   expect(version).toBe(2);
   const ecosystems = updates.map((update: Record<string, unknown>) => update['package-ecosystem']);
-  expect(ecosystems).toEqual(['npm', 'docker', 'github-actions']);
+  expect(ecosystems).toEqual(['npm', 'docker', 'docker-compose', 'github-actions']);
 });
