@@ -93,6 +93,10 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
     return this.wasEndpointBusy && this.controller === undefined;
   }
 
+  get wasSent() {
+    return this.controller !== undefined;
+  }
+
   /** When the request was sent, or is assumed to have been sent if it is still waiting for a connection. */
   get sentMs() {
     return this.startedMs + this.queuedMs;
@@ -127,7 +131,7 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
     this.statusCode = statusCode;
     this.headers = headers;
     if (isGatewayError(statusCode)) {
-      this.endpoint.failed(performance.now());
+      exchange.hop.endpoints.failed(this.endpoint, performance.now());
       if (exchange.retryOnOtherEndpoint(this)) return this.discard();
     }
     exchange.responseStarted(this, statusCode, headers, statusMessage);

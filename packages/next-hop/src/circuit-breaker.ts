@@ -7,10 +7,12 @@ const WINDOW = 32;
 const MIN_RECORDED = 16;
 const STALE_AFTER_MS = 10_000;
 const PROBE_AFTER_MS = 1000;
+const PROBE_AFTER_NO_CONNECTION_MS = 100;
 
 /**
  * Opens when most of the recent exchanges failed, lets one probe through after a second, and closes when that
- * succeeds. Times are milliseconds of one monotonic clock.
+ * succeeds. If no connection could be established, the probe is let through after 100 ms, since a next hop that is
+ * down cannot be overloaded. Times are milliseconds of one monotonic clock.
  */
 export class CircuitBreaker {
   state: CircuitState = 'closed';
@@ -30,34 +32,41 @@ export class CircuitBreaker {
     return 'probe';
   }
 
-  /** Records how an admitted exchange ended. Exchanges that started before the circuit opened no longer count. */
-  record(admission: Admission, failed: boolean, nowMs: number) {
-    if (admission === 'probe') this.endProbe(failed, nowMs);
-    else if (this.state === 'closed') this.count(failed, nowMs);
+  /**
+   * Records how an admitted exchange ended. Exchanges that started before the circuit opened no longer count.
+   * @param hadConnection false if the exchange failed because no connection could be established
+   */
+  record(admission: Admission, failed: boolean, nowMs: number, hadConnection = true) {
+    const probeAtMs = nowMs + (hadConnection ? PROBE_AFTER_MS : PROBE_AFTER_NO_CONNECTION_MS);
+    if (this.state === 'closed') this.count(failed, nowMs, probeAtMs);
+    else if (admission === 'probe' && failed) this.open(probeAtMs);
+    else if (admission === 'probe') this.setState('closed');
+  }
+
+  /** Lets a probe through now, even if an earlier one has not ended. */
+  probeNow() {
+    if (this.state === 'closed') return;
+    this.probeAtMs = 0;
+    this.setState('open');
   }
 
   /** Ends an admitted exchange without a result. If it was the probe, another exchange may be the next one. */
   cancel(admission: Admission) {
-    if (admission === 'probe') this.setState('open');
+    if (admission === 'probe' && this.state === 'half-open') this.setState('open');
   }
 
-  private endProbe(failed: boolean, nowMs: number) {
-    if (failed) this.open(nowMs);
-    else this.setState('closed');
-  }
-
-  private count(failed: boolean, nowMs: number) {
+  private count(failed: boolean, nowMs: number, probeAtMs: number) {
     if (nowMs - this.lastRecordMs > STALE_AFTER_MS) this.reset();
     this.lastRecordMs = nowMs;
     const slot = this.recorded++ % WINDOW;
     this.failures += Number(failed) - (this.failed[slot] ?? 0);
     this.failed[slot] = Number(failed);
     const inWindow = Math.min(this.recorded, WINDOW);
-    if (failed && inWindow >= MIN_RECORDED && this.failures > inWindow / 2) this.open(nowMs);
+    if (failed && inWindow >= MIN_RECORDED && this.failures > inWindow / 2) this.open(probeAtMs);
   }
 
-  private open(nowMs: number) {
-    this.probeAtMs = nowMs + PROBE_AFTER_MS;
+  private open(probeAtMs: number) {
+    this.probeAtMs = probeAtMs;
     this.reset();
     this.setState('open');
   }
@@ -69,6 +78,7 @@ export class CircuitBreaker {
   }
 
   private setState(state: CircuitState) {
+    if (this.state === state) return;
     this.state = state;
     this.onChange(state);
   }

@@ -19,6 +19,8 @@ export interface EndpointPoolOptions {
   /** How long an endpoint may leave requests without a response before it is ejected, in milliseconds. */
   maxSilenceMs: number;
   lookup?: Lookup | undefined;
+  /** Called when the name resolves again after it did not. */
+  onResolvedAgain?: () => void;
   /** How often the name is resolved again. */
   lookupIntervalMs?: number | undefined;
 }
@@ -35,6 +37,7 @@ export class EndpointPool {
   private lookups = 0;
   private lastApplied = 0;
   private lastLookupMs = Number.NEGATIVE_INFINITY;
+  private hasLookupFailed = false;
   private pendingLookup: Promise<void> | undefined;
   private readonly timer: NodeJS.Timeout;
 
@@ -62,6 +65,29 @@ export class EndpointPool {
   dueForProbe(nowMs: number): Endpoint | undefined {
     const due = this.endpoints.find((endpoint) => endpoint.isDueForProbe(nowMs));
     return due !== undefined && this.endpoints.some((endpoint) => !endpoint.isEjected) ? due : undefined;
+  }
+
+  /** Records a failure of `endpoint`, or a response with 502, 503 or 504. */
+  failed(endpoint: Endpoint, nowMs: number) {
+    endpoint.failed(nowMs);
+    this.ejectIfUnreliable(endpoint, nowMs);
+  }
+
+  /** Records that `endpoint` closed a connection on which a request was sent at `sentMs`. */
+  closedConnection(endpoint: Endpoint, sentMs: number, nowMs: number) {
+    endpoint.countFailure();
+    endpoint.suspect(sentMs, nowMs);
+    this.ejectIfUnreliable(endpoint, nowMs);
+  }
+
+  /**
+   * Ejects `endpoint` if five of its last 20 requests failed and at most half of the endpoints are ejected then: if
+   * all of them fail at times, the others must not get all requests.
+   */
+  private ejectIfUnreliable(endpoint: Endpoint, nowMs: number) {
+    if (!endpoint.isUnreliable) return;
+    const others = this.endpoints.filter((other) => other !== endpoint && other.isEjected).length;
+    if (others + 1 <= this.endpoints.length / 2) endpoint.eject(nowMs);
   }
 
   /**
@@ -116,10 +142,15 @@ export class EndpointPool {
 
   private async resolve(number: number) {
     const { hostname, lookup = lookUpAll } = this.options;
-    const found = await lookup(hostname);
+    const found = await lookup(hostname).catch((error) => {
+      this.hasLookupFailed = true;
+      throw error;
+    });
     if (number < this.lastApplied) return;
     this.lastApplied = number;
     this.replace(found);
+    if (this.hasLookupFailed) this.options.onResolvedAgain?.();
+    this.hasLookupFailed = false;
   }
 
   private replace(found: readonly LookupAddress[]) {

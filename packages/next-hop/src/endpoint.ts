@@ -2,6 +2,7 @@ import { type Dispatcher, Pool } from 'undici';
 
 const SUSPICIONS_BEFORE_EJECTION = 3;
 const FAILURES_BEFORE_EJECTION = 5;
+const OUTCOMES_MASK = 2 ** 20 - 1;
 const FIRST_EJECTION_MS = 1000;
 const MAX_EJECTION_MS = 30_000;
 
@@ -21,6 +22,8 @@ export class Endpoint {
   private suspicions = 0;
   private silentSinceMs = 0;
   private consecutiveFailures = 0;
+  // The last 20 outcomes, one bit each; 1 is a failure.
+  private outcomes = 0;
   private ejectionMs = FIRST_EJECTION_MS;
   private probeAtMs = 0;
 
@@ -61,10 +64,18 @@ export class Endpoint {
     this.probeAtMs = Number.POSITIVE_INFINITY;
   }
 
+  /** Whether five of the last 20 requests failed. */
+  get isUnreliable() {
+    let failures = 0;
+    for (let rest = this.outcomes; rest !== 0; rest &= rest - 1) failures++;
+    return failures >= FAILURES_BEFORE_EJECTION;
+  }
+
   /** Called after a complete response other than 502, 503 and 504. */
   succeeded() {
     this.suspicions = 0;
     this.consecutiveFailures = 0;
+    this.outcomes = (this.outcomes << 1) & OUTCOMES_MASK;
     this.isEjected = false;
     this.ejectionMs = FIRST_EJECTION_MS;
   }
@@ -81,13 +92,19 @@ export class Endpoint {
 
   /** Called after a failure or a response with 502, 503 or 504. Five in a row eject the endpoint. */
   failed(nowMs: number) {
+    this.countFailure();
     if (++this.consecutiveFailures >= FAILURES_BEFORE_EJECTION) this.eject(nowMs);
+  }
+
+  countFailure() {
+    this.outcomes = ((this.outcomes << 1) | 1) & OUTCOMES_MASK;
   }
 
   eject(nowMs: number) {
     // Concurrent requests fail together, which counts as one failure.
     if (this.isEjected && this.probeAtMs !== Number.POSITIVE_INFINITY) return;
     this.isEjected = true;
+    this.outcomes = 0;
     this.probeAtMs = nowMs + this.ejectionMs;
     this.ejectionMs = Math.min(this.ejectionMs * 2, MAX_EJECTION_MS);
   }

@@ -44,6 +44,14 @@ export const CONNECTION_FAILURES: ReadonlySet<NextHopErrorCode> = new Set([
   'connection_timeout',
 ]);
 
+/** Failures without a connection. */
+export const NO_CONNECTION: ReadonlySet<NextHopErrorCode> = new Set([
+  'dns_error',
+  'dns_timeout',
+  'connection_refused',
+  'connection_timeout',
+]);
+
 /** Other failures of a single endpoint. A response that is too large is not one, because all would send it. */
 export const ENDPOINT_FAILURES: ReadonlySet<NextHopErrorCode> = new Set([
   'http_response_timeout',

@@ -11,6 +11,7 @@ import {
   lookupErrorCode,
   NextHopError,
   type NextHopErrorCode,
+  NO_CONNECTION,
 } from './errors';
 import { isOneShot, withHeaders } from './headers';
 import type { Hop, NextHopRequestOptions } from './hop';
@@ -94,12 +95,16 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.hasEnded) return;
     this.hop.budget.deposit(this.startedMs);
     this.admission = this.hop.breaker.admit(this.startedMs);
-    if (this.admission === 'rejected') return this.fail('destination_unavailable');
+    if (this.admission === 'rejected') {
+      // The circuit lets a probe through as soon as the name resolves again.
+      this.hop.endpoints.refresh();
+      return this.fail('destination_unavailable');
+    }
     this.timer = this.isRepeatable
       ? setTimeout(hedge, this.hedgeDelayMs, this)
       : setTimeout(expire, this.timeoutMs, this);
     this.send('first');
-    if (this.isRepeatable && this.request.allowProbe !== false && !this.hasEnded) this.probeEjected();
+    if (this.request.allowProbe !== false && !this.hasEnded) this.probeEjected();
   }
 
   /** Cancels the exchange. If `reason` is a `NextHopError`, the response is unusable, which counts as a failure. */
@@ -154,7 +159,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     const code = late?.timeoutCode() ?? this.lastCode;
     // If the handler has paused the response, the caller is slow, not the next hop.
     if (this.paused && this.winner !== undefined) return this.reject(new NextHopError(code, this.hop.name));
-    if (code === 'http_response_timeout') late?.endpoint.failed(performance.now());
+    if (code === 'http_response_timeout' && late !== undefined)
+      this.hop.endpoints.failed(late.endpoint, performance.now());
     this.fail(code, this.lastCause);
   }
 
@@ -228,7 +234,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.lastCode = code;
     this.lastCause = error instanceof NextHopError ? undefined : error;
     if (this.inFlight.length > 0) return;
-    if (this.canRetry(code) && this.hop.budget.withdraw(nowMs)) this.retry(attempt, code);
+    if (this.canRetry(attempt, code) && this.hop.budget.withdraw(nowMs)) this.retry(attempt, code);
     else this.fail(code, this.lastCause);
   }
 
@@ -273,9 +279,16 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.hop.endpoints.lookup().then(() => lookedUp(), lookedUp);
   }
 
-  private canRetry(code: NextHopErrorCode) {
-    const isSafe = this.isRepeatable && this.winner === undefined && CONNECTION_FAILURES.has(code);
-    return isSafe && this.retries < MAX_RETRIES;
+  private canRetry(attempt: Attempt, code: NextHopErrorCode) {
+    if (this.winner !== undefined || this.retries >= MAX_RETRIES) return false;
+    return this.isRepeatable ? CONNECTION_FAILURES.has(code) : this.canConnectElsewhere(attempt, code);
+  }
+
+  // A request of any method can be sent to another endpoint if no byte of it has been sent.
+  private canConnectElsewhere(attempt: Attempt, code: NextHopErrorCode) {
+    if (attempt.wasSent || !NO_CONNECTION.has(code) || !isReusable(this.request.body)) return false;
+    const other = this.hop.endpoints.choose(attempt.endpoint);
+    return other !== undefined && other !== attempt.endpoint && !other.isEjected;
   }
 
   private withdrawRetry() {
@@ -299,11 +312,12 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
 
   private recordEndpointFailure(attempt: Attempt, code: NextHopErrorCode, nowMs: number) {
     const { endpoint } = attempt;
-    if (ENDPOINT_FAILURES.has(code)) return endpoint.failed(nowMs);
+    const { endpoints } = this.hop;
+    if (ENDPOINT_FAILURES.has(code)) return endpoints.failed(endpoint, nowMs);
     if (!CONNECTION_FAILURES.has(code)) return;
-    if (mayHaveBeenIdle(attempt, code)) endpoint.suspect(attempt.sentMs, nowMs);
+    if (mayHaveBeenIdle(attempt, code)) endpoints.closedConnection(endpoint, attempt.sentMs, nowMs);
     else endpoint.eject(nowMs);
-    this.hop.endpoints.refresh();
+    endpoints.refresh();
   }
 
   private cancelOthers(winner: Attempt, nowMs: number) {
@@ -321,13 +335,15 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.hop.hedgeDelay.record(nowMs - attempt.sentMs);
   }
 
-  // The probe is a copy of this request.
+  // The probe is a copy of this request, or a HEAD request for its path if it must not be repeated.
   private probeEjected() {
     const endpoint = this.hop.endpoints.dueForProbe(this.startedMs);
     if (endpoint === undefined || !this.hop.budget.withdraw(this.startedMs)) return;
     endpoint.startProbe();
     this.hop.observer.probeStarted?.(endpoint.address);
-    new Probe(endpoint, this.timeoutMs / 4).send({ ...this.request, origin: this.origin });
+    const { isRepeatable, request, origin, path } = this;
+    const probe = isRepeatable ? { ...request, origin } : { origin, path, method: 'HEAD' as const };
+    new Probe(endpoint, this.timeoutMs / 4).send(probe);
   }
 
   // An error of the request body stream is the caller's own and ends the exchange.
@@ -351,7 +367,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.hasEnded) return;
     // Reaching the connection limit says nothing about the health of the next hop.
     if (code === 'connection_limit_reached') this.hop.breaker.cancel(this.admission);
-    else this.hop.breaker.record(this.admission, true, performance.now());
+    else this.hop.breaker.record(this.admission, true, performance.now(), !NO_CONNECTION.has(code));
     const error = new NextHopError(code, this.hop.name, { cause, statusCode: this.statusCode });
     this.end(error);
     this.reportError(error);
@@ -397,6 +413,11 @@ function mayHaveBeenIdle({ usesNewConnection }: Attempt, code: NextHopErrorCode)
 // undici treats an empty string or buffer as no body; @fastify/reply-from sends one with each GET.
 function isEmpty(body: Dispatcher.DispatchOptions['body']) {
   return body === null || body === undefined || (body as { length?: number }).length === 0;
+}
+
+// undici destroys a stream when its request fails.
+function isReusable(body: Dispatcher.DispatchOptions['body']) {
+  return isEmpty(body) || typeof body === 'string' || ArrayBuffer.isView(body);
 }
 
 // undici accepts any iterable as a body, although its types don't say so.

@@ -172,6 +172,23 @@ describe('several addresses', () => {
     expect(counts['127.0.0.2']).toBeGreaterThanOrEqual(before + 20);
   });
 
+  test('when one of three resets half of its connections, no request fails', async () => {
+    const [first] = await replicas(...three.slice(0, 2));
+    const flaky = await rawUpstream(
+      (socket) => {
+        if (Math.random() < 0.5) socket.resetAndDestroy();
+        else socket.write('HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok');
+      },
+      three[2],
+      first?.port,
+    );
+    cleanups.push(() => flaky.close());
+    const hop = clientOf(`http://hop.test:${first?.port}`, { lookup: addressesOf(three) });
+    expect(new Set(await statuses(hop, 600))).toEqual(new Set([200]));
+    expect(flaky.requests()).toBeGreaterThan(5);
+    expect(flaky.requests()).toBeLessThan(100);
+  });
+
   test('when all three respond 503, every response is a 503, at most 1.25 attempts per request', async () => {
     const { hop, counts } = await threeWithBroken(new Set(three));
     expect(new Set(await statuses(hop, 400))).toEqual(new Set([503]));
@@ -356,6 +373,96 @@ describe('retries', () => {
     cleanups.push(() => server.close());
     expect((await measure(clientOf(server.origin))).outcome).toBe('slow');
   });
+});
+
+describe('requests that were not sent', () => {
+  const two = ['127.0.0.1', '127.0.0.2'];
+
+  async function oneRefuses(): Promise<NextHop> {
+    const server = await httpUpstream((req, res) => void req.pipe(res), '127.0.0.1');
+    cleanups.push(() => server.close());
+    return clientOf(server.origin.replace('127.0.0.1', 'hop.test'), { lookup: addressesOf(two) });
+  }
+
+  test('a POST whose connection is refused is sent to another address', async () => {
+    for (let clients = 0; clients < 5; clients++) {
+      const hop = await oneRefuses();
+      for (let i = 0; i < 2; i++) {
+        const { body } = await hop.request({ method: 'POST', path: '/', body: 'book' });
+        expect(await body.text()).toBe('book');
+      }
+    }
+  });
+
+  test('a client that sends only POSTs readmits an address that accepts connections again', async () => {
+    const server = await httpUpstream((req, res) => void req.pipe(res), '127.0.0.1');
+    cleanups.push(() => server.close());
+    const hop = clientOf(server.origin.replace('127.0.0.1', 'hop.test'), { lookup: addressesOf(two) });
+    const post = async () => {
+      const { body } = await hop.request({ method: 'POST', path: '/', body: 'book' });
+      return body.text();
+    };
+    for (let i = 0; i < 4; i++) expect(await post()).toBe('book');
+    expect(hop.ejectedAddresses).toEqual(['127.0.0.2']);
+    const back = await httpUpstream((req, res) => void req.pipe(res), '127.0.0.2', server.port);
+    cleanups.push(() => back.close());
+    await sleep(1000);
+    for (let i = 0; i < 8; i++) {
+      expect(await post()).toBe('book');
+      await sleep(10);
+    }
+    expect(hop.ejectedAddresses).toEqual([]);
+    // The probe and some of the requests.
+    expect(back.requests()).toBeGreaterThan(1);
+  });
+
+  test('a POST whose body is a stream is not sent again', async () => {
+    const outcomes = new Set<string>();
+    for (let clients = 0; clients < 2; clients++) {
+      const hop = await oneRefuses();
+      for (let i = 0; i < 2; i++)
+        await hop.request({ method: 'POST', path: '/', body: PassThrough.from(['book']) }).then(
+          async ({ body }) => outcomes.add(await body.text()),
+          ({ code }) => outcomes.add(code),
+        );
+    }
+    expect(outcomes).toEqual(new Set(['book', 'connection_refused']));
+  });
+
+  test('a POST is not sent again after its connection is reset', async () => {
+    const servers: Awaited<ReturnType<typeof rawUpstream>>[] = [];
+    for (const host of two) {
+      const port = servers[0]?.port;
+      servers.push(await rawUpstream((socket) => void socket.resetAndDestroy(), host, port));
+    }
+    for (const server of servers) cleanups.push(() => server.close());
+    const hop = clientOf(`http://hop.test:${servers[0]?.port}`, { lookup: addressesOf(two) });
+    await expect(hop.request({ method: 'POST', path: '/', body: 'book' })).rejects.toMatchObject({
+      code: 'connection_terminated',
+    });
+    expect(servers.reduce((sum, server) => sum + server.requests(), 0)).toBe(1);
+  });
+});
+
+test('a next hop whose name resolves again is used within 400 ms, although the circuit is open', async () => {
+  const server = await httpUpstream((_req, res) => void res.end('ok'), '127.0.0.1');
+  cleanups.push(() => server.close());
+  let isGone = true;
+  const lookup = async () => {
+    if (isGone) throw Object.assign(new Error('unknown'), { code: 'ENOTFOUND' });
+    return [{ address: '127.0.0.1', family: 4 }];
+  };
+  const hop = clientOf(server.origin.replace('127.0.0.1', 'hop.test'), { lookup });
+  const endMs = performance.now() + 1500;
+  while (performance.now() < endMs) {
+    await measure(hop);
+    await sleep(10);
+  }
+  expect(hop.circuit).toBe('open');
+  isGone = false;
+  const backMs = performance.now();
+  while ((await measure(hop)).outcome !== 'ok') await sleep(5);
+  expect(performance.now() - backMs).toBeLessThan(400);
 });
 
 describe('edge cases', () => {

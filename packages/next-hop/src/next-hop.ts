@@ -96,6 +96,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
             ? factory(this.origin, { address, connections: share })
             : this.openPool(address, share, options.connect),
         maxSilenceMs: timeoutMs / 4,
+        onResolvedAgain: () => this.hop.breaker.probeNow(),
       }),
       budget: new RetryBudget(),
       hedgeDelay: new HedgeDelay(timeoutMs / 4),

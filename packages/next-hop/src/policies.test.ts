@@ -6,21 +6,21 @@ import { errorCode } from './errors';
 import { HedgeDelay } from './hedge-delay';
 import { RetryBudget } from './retry-budget';
 
-describe('the choice of an endpoint', () => {
-  async function poolOf(...ips: string[]) {
-    const dispatcher = new MockAgent();
-    const lookup = async () => ips.map((address) => ({ address, family: 4 }));
-    const pool = new EndpointPool({
-      hostname: 'hop',
-      connections: 8,
-      maxSilenceMs: 500,
-      open: () => dispatcher,
-      lookup,
-    });
-    await pool.lookup();
-    return pool;
-  }
+async function poolOf(...ips: string[]) {
+  const dispatcher = new MockAgent();
+  const lookup = async () => ips.map((address) => ({ address, family: 4 }));
+  const pool = new EndpointPool({
+    hostname: 'hop',
+    connections: 8,
+    maxSilenceMs: 500,
+    open: () => dispatcher,
+    lookup,
+  });
+  await pool.lookup();
+  return pool;
+}
 
+describe('the choice of an endpoint', () => {
   test('prefers the endpoint to avoid to an ejected one', async () => {
     const pool = await poolOf('127.0.0.1', '127.0.0.2');
     const [good, bad] = [pool.choose(), pool.choose()];
@@ -60,6 +60,28 @@ describe('ejection', () => {
     expect(endpoint.isEjected).toBe(false);
     endpoint.suspect(1000, 1020);
     expect(endpoint.isEjected).toBe(true);
+  });
+
+  test('ejects an endpoint when five of its last 20 requests failed, until half of the endpoints are ejected', async () => {
+    const pool = await poolOf('127.0.0.1', '127.0.0.2', '127.0.0.3');
+    const [first, second] = [pool.choose(), pool.choose()] as [Endpoint, Endpoint];
+    const failOneOfFive = (endpoint: Endpoint) => {
+      pool.failed(endpoint, 0);
+      for (let i = 0; i < 4; i++) endpoint.succeeded();
+    };
+    for (let i = 0; i < 10; i++) failOneOfFive(first);
+    expect(first.isEjected).toBe(false);
+    const failHalf = (endpoint: Endpoint) => {
+      for (let i = 0; i < 10 && !endpoint.isEjected; i++) {
+        endpoint.succeeded();
+        pool.failed(endpoint, 0);
+      }
+    };
+    failHalf(first);
+    expect(first.isEjected).toBe(true);
+    failHalf(second);
+    expect(second.isEjected).toBe(false);
+    await pool.close();
   });
 
   test('lasts 1 s at first, twice as long after each failed probe, and at most 30 s', () => {
@@ -160,6 +182,18 @@ describe('the circuit breaker', () => {
     const { breaker, fail } = circuit();
     fail(15, 0);
     expect(breaker.admit(0)).toBe('pass');
+  });
+
+  test('lets a probe through 100 ms after an exchange without a connection, and immediately when told to', () => {
+    const { breaker } = circuit();
+    for (let i = 0; i < 16; i++) breaker.record(breaker.admit(0), true, 0, false);
+    expect(breaker.admit(99)).toBe('rejected');
+    expect(breaker.admit(100)).toBe('probe');
+    expect(breaker.admit(101)).toBe('rejected');
+    breaker.probeNow();
+    expect(breaker.admit(102)).toBe('probe');
+    breaker.record('probe', false, 103);
+    expect(breaker.admit(104)).toBe('pass');
   });
 
   test('lets one probe through after a second, and closes when it succeeds', () => {
