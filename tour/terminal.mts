@@ -1,0 +1,53 @@
+import { styleText } from 'node:util';
+
+const COLUMNS = 80;
+let isMuted = false;
+
+interface Layout {
+  /** What precedes each line. */
+  indent?: string;
+  /** What precedes the first line instead. */
+  first?: string;
+  style?: Parameters<typeof styleText>[0];
+}
+
+/** Prints a text, wrapped at 80 columns. It has colours only on a terminal, and not with NO_COLOR. */
+export function print(text = '', { indent = '', first, style = 'reset' }: Layout = {}) {
+  if (isMuted) return;
+  const lines = text.split('\n').flatMap((line) => wrap(line, COLUMNS - indent.length));
+  for (const [i, line] of lines.entries())
+    process.stdout.write(`${line && styleText(style, (i === 0 ? (first ?? indent) : indent) + line)}\n`);
+}
+
+/** Prints a shell command as it is, so that it can be copied. */
+export function printCommand(command: string) {
+  if (!isMuted) process.stdout.write(`${styleText('bold', `$ ${command}`)}\n`);
+}
+
+/** Prints nothing more. */
+export function mute() {
+  isMuted = true;
+}
+
+/** Resolves when the user presses Enter. */
+export async function pause() {
+  process.stdout.write(`\n${styleText('dim', 'Press Enter to continue, Ctrl-C to stop.')}`);
+  await new Promise((resolve) => {
+    process.stdin.once('data', resolve);
+    process.stdin.once('end', resolve);
+    process.stdin.resume();
+  });
+  process.stdin.pause();
+}
+
+// JSON has no spaces, so lines may also end after a comma.
+function wrap(line: string, columns: number): string[] {
+  if (line.length <= columns) return [line];
+  const lines = [''];
+  for (const part of line.match(/[^ ,]*[ ,]?/g) ?? []) {
+    const last = lines.length - 1;
+    if ((lines[last] + part).trimEnd().length <= columns) lines[last] += part;
+    else lines.push(part);
+  }
+  return lines.map((part) => part.trimEnd());
+}
