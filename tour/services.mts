@@ -33,6 +33,16 @@ export interface Options {
   log?: string | undefined;
 }
 
+export type LogLine = Record<string, unknown>;
+
+/** The log lines of both services for a request. */
+export async function logLinesOf({ log }: Services, requestId: string): Promise<LogLine[]> {
+  const lines = (await log()).split('\n').filter((line) => line.includes(`"requestId":"${requestId}"`));
+  // Compose puts control characters before each line.
+  const parsed = lines.map((line) => JSON.parse(line.slice(line.indexOf('{'))) as LogLine);
+  return parsed.filter(({ msg }) => msg === 'request completed');
+}
+
 /** A problem that the user can solve. */
 export class TourError extends Error {}
 
@@ -61,7 +71,8 @@ export async function findServices(options: Options): Promise<Services> {
 }
 
 /** Returns why the tour cannot use the services, or undefined. */
-async function findProblem({ url, hasDocker, metrics, log }: Services) {
+async function findProblem(services: Services) {
+  const { url, hasDocker, metrics } = services;
   const requestId = `tour-check-${process.pid}`;
   // This value is invalid, so api responds with 400, unless it ignores the header.
   const headers = { 'x-fault': 'none', 'x-request-id': requestId };
@@ -73,7 +84,7 @@ async function findProblem({ url, hasDocker, metrics, log }: Services) {
   if (!(await metrics().catch(() => '')).includes('http_client_circuit_state'))
     return 'api does not serve its metrics on its admin port';
   for (const deadline = Date.now() + LOG_TIMEOUT_MS; Date.now() < deadline; await sleep(100))
-    if ((await log().catch(() => '')).includes(requestId)) return undefined;
+    if ((await logLinesOf(services, requestId).catch(() => [])).length > 0) return undefined;
   return `the tour cannot read the log of api at ${url}: start it with \`${restart}\``;
 }
 

@@ -167,7 +167,7 @@ const conflict: Step = {
     const book = `${tour.url}${locationOf(created)}`;
     const ifMatch = `-H 'if-match: ${headerOf(created, 'etag')}'`;
     const save = (title: string) =>
-      `curl -i -X PUT ${book} ${ifMatch} \\\n    ${JSON_TYPE} \\\n    ${body(title)}`;
+      `curl -i -X PUT ${book} \\\n    ${JSON_TYPE} \\\n    ${ifMatch} \\\n    ${body(title)}`;
     await tour.run(save('Emma, volume 1'), { 'the first editor saves': /^HTTP\/1\.1 200 / });
     const rejected = await tour.run(save('Emma, volume 2'), {
       'the second editor gets 412': /^HTTP\/1\.1 412 /,
@@ -224,6 +224,7 @@ const kill = disturb(
   'A replica is killed',
   'While 1000 requests are sent, one replica gets kill -9, which no program can handle. api sends the interrupted request again, to another replica. No request fails.',
   'docker kill --signal KILL "$replica"; docker start "$replica"',
+  { 'http_client_retries_total{next_hop="api2",': 1 },
 );
 
 const freeze = disturb(

@@ -1,6 +1,6 @@
 import { exec } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Services } from './services.mts';
+import { type LogLine, logLinesOf, type Services } from './services.mts';
 import type { Step } from './steps.mts';
 import { print, printCommand } from './terminal.mts';
 
@@ -44,7 +44,7 @@ export class Tour {
     const isComplete = () =>
       Object.entries(expected).every(([name, count]) => ofService(lines, name).length === count);
     for (const deadline = Date.now() + LOG_TIMEOUT_MS; Date.now() < deadline; await sleep(100)) {
-      lines = linesOf(await this.services.log(), requestId);
+      lines = await logLinesOf(this.services, requestId);
       if (isComplete()) break;
     }
     for (const name of Object.keys(expected))
@@ -60,8 +60,6 @@ export class Tour {
     this.check(`the metric is ${expected}`, value === expected);
   }
 }
-
-type LogLine = Record<string, unknown>;
 
 /** Shows one step. */
 export async function showStep(tour: Tour, step: Step, number: number, steps: number) {
@@ -86,11 +84,6 @@ export function shell(command: string): Promise<string> {
   return new Promise((resolve) => {
     exec(command, { maxBuffer: 2 ** 26 }, (_error, stdout) => resolve(stdout.replaceAll('\r', '').trim()));
   });
-}
-
-function linesOf(log: string, requestId: string): LogLine[] {
-  const lines = log.split('\n').filter((line) => line.startsWith('{') && line.includes(`"${requestId}"`));
-  return lines.map((line) => JSON.parse(line) as LogLine).filter(({ msg }) => msg === 'request completed');
 }
 
 const ofService = (lines: readonly LogLine[], name: string) =>
