@@ -18,18 +18,21 @@ test('npm run tour finds the Docker stack, restarts, kills and freezes replicas 
   expect({ code, stderr, notShown: /NOT SHOWN.*/.exec(stdout)?.[0] }).toEqual({ code: 0, stderr: '' });
   expect(stdout).toContain(`the services of Docker Compose at ${stack.url}.`);
   const steps = stepsIn(stdout);
-  expect(steps.map(({ statuses, logLines }) => [statuses, logLines.api, logLines.api2])).toEqual([
-    [[200], 1, 1],
-    [[200], 1, 2],
-    [[200], 1, 2],
-    [[500], 1, 2],
-    [[500, 200], 1, 0],
-    [[201, 200, 412, 204], 1, 1],
-    [[200], 1, 1],
-    [[200], 1, 1],
-    [[200], 1, 1],
-    [[200], 1, 1],
+  expect(steps.map(({ statuses, logLines }) => [statuses, logLines.api])).toEqual([
+    [[200], 1],
+    [[200], 1],
+    [[200], 1],
+    [[500], 1],
+    [[500, 200], 1],
+    [[201, 200, 412, 204], 1],
+    [[200], 1],
+    [[200], 1],
+    [[200], 1],
+    [[200], 1],
   ]);
+  // A probe of an ejected replica may add a line in the last four steps.
+  expect(steps.slice(0, 6).map(({ logLines }) => logLines.api2)).toEqual([1, 2, 2, 2, 0, 1]);
+  for (const { logLines } of steps.slice(6)) expect(logLines.api2).toBeGreaterThanOrEqual(1);
   for (const { changes } of steps) {
     expect(changes.length).toBeGreaterThan(0);
     for (const change of changes) expect(change).toBeGreaterThan(0);
