@@ -196,16 +196,20 @@ const scale: Step = {
   metrics: { [exchanges('status="200",error=""')]: 31 },
 };
 
-/** Sends requests while a command disturbs one replica. */
-function disturb(title: string, text: string, command: string, metrics: Record<string, number> = {}): Step {
+/** Sends requests and disturbs one replica; `commands` returns what does both. */
+function disturb(
+  title: string,
+  text: string,
+  commands: (tour: Tour) => string,
+  metrics: Record<string, number> = {},
+): Step {
   return {
     title,
     text,
     async act(tour) {
       const name = "$(docker compose ps --format '{{.Name}}' api2 | sort | tail -n 1)";
-      const load = countStatuses(tour, 1000);
-      await tour.run(`replica=${name}\n${load} &\n${command}; wait`, {
-        'all 1000 responses are 200': /^ *1000 200$/m,
+      await tour.run(`replica=${name}\n${commands(tour)}`, {
+        'all responses are 200': /^ *[13]000 200$/m,
       });
       return tour.run(hello(tour), { 'api responds 200': /^HTTP\/1\.1 200 / });
     },
@@ -216,21 +220,22 @@ function disturb(title: string, text: string, command: string, metrics: Record<s
 
 const restart = disturb(
   'A replica restarts',
-  'While 1000 requests are sent, one replica restarts. It finishes its requests in flight before it exits; api moves to the other two. No request fails.',
-  'docker restart "$replica"',
+  'While 3000 requests are sent, one replica restarts. It finishes its requests in flight before it exits; api moves to the other two. No request fails.',
+  (tour) => `${countStatuses(tour, 3000)} &\ndocker restart "$replica"; wait`,
 );
 
 const kill = disturb(
   'A replica is killed',
-  'While 1000 requests are sent, one replica gets kill -9, which no program can handle. api sends the interrupted request again, to another replica. No request fails.',
-  'docker kill --signal KILL "$replica"; docker start "$replica"',
+  'While 3000 requests are sent, one replica gets kill -9, which no program can handle. api sends the requests that this interrupts again, to another replica. No request fails.',
+  (tour) =>
+    `${countStatuses(tour, 3000)} &\ndocker kill --signal KILL "$replica"; docker start "$replica"; wait`,
   { 'http_client_retries_total{next_hop="api2",': 1 },
 );
 
 const freeze = disturb(
   'A replica freezes',
   'A frozen replica keeps its connections open and responds to nothing. Hedges to the other replicas win, until api ejects the frozen one. No request fails.',
-  'docker pause "$replica"; sleep 4; docker unpause "$replica"',
+  (tour) => `docker pause "$replica"\n${countStatuses(tour, 1000)}\ndocker unpause "$replica"`,
   { [HEDGES_WON]: 1 },
 );
 
