@@ -109,3 +109,12 @@ test('Enter shows the next step, and Ctrl-C during a pause stops the tour and th
   expect(stdout()).toMatch(/\nStopped\.\n$/);
   await expect(request(String(url))).rejects.toMatchObject({ code: 'ECONNREFUSED' });
 });
+
+test('the tour stops the services that it has started when the reader of its output goes away', async () => {
+  const { child, ended, stdout } = startTour(['--start', '--yes', '--step', '4']);
+  while (!stdout().includes('$ curl')) await once(child.stdout, 'data');
+  const [, url] = /(http:\S+)\/hello/.exec(stdout()) as RegExpExecArray;
+  child.stdout.destroy();
+  expect(await ended).toMatchObject({ code: 1, stderr: '' });
+  await expect(request(String(url))).rejects.toMatchObject({ code: 'ECONNREFUSED' });
+});

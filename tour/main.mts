@@ -1,14 +1,14 @@
 import { parseArgs } from 'node:util';
 import { findServices, TourError } from './services.mts';
 import { stepsFor } from './steps.mts';
-import { mute, pause, print } from './terminal.mts';
+import { isMuted, mute, pause, print } from './terminal.mts';
 import { shell, showStep, Tour } from './tour.mts';
 
 // A guided walk through the services: `npm run tour`. It runs the commands that it shows, and checks what it says.
 const USAGE = `Usage: npm run tour -- [options]
   --yes              do not pause between the steps
   --step NUMBER      show only this step
-  --start            start two services on free ports, even if others are running
+  --start            start two services, even if others are running
   --url URL          use the running api at URL (started with FAULTS=on)
   --admin-url URL    its admin port, http://127.0.0.1:9090 by default
   --log FILE         the log of both running services, onehop.log by default`;
@@ -31,11 +31,14 @@ async function main() {
   if ((await shell('curl --version')) === '') throw new TourError('The tour needs curl.');
   const services = await findServices(options);
   const stop = async (code: number) => {
+    if (isMuted()) return;
+    print('\nStopped.');
     mute();
-    process.stdout.write('\nStopped.\n');
     await services.restore();
     process.exit(code);
   };
+  // The reader of a pipe has gone.
+  process.stdout.on('error', () => void stop(1));
   process.once('SIGINT', () => void stop(130));
   process.once('SIGTERM', () => void stop(143));
   try {

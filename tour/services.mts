@@ -152,6 +152,9 @@ async function startServices(reason: string): Promise<Services> {
     for (const child of running) child.kill();
     await Promise.all(running.map((child) => once(child, 'exit')));
   };
+  process.once('exit', () => {
+    for (const child of children) child.kill();
+  });
   try {
     const api2 = await start('api2', {});
     const api = await start('api', { API2_URL: `http://127.0.0.1:${api2.port}` });

@@ -1,7 +1,7 @@
 import { styleText } from 'node:util';
 
 const COLUMNS = 80;
-let isMuted = false;
+let muted = false;
 
 interface Layout {
   /** What precedes each line. */
@@ -12,22 +12,26 @@ interface Layout {
 }
 
 /** Prints a text, wrapped at 80 columns. It has colours only on a terminal, and not with NO_COLOR. */
-export function print(text = '', { indent = '', first, style = 'reset' }: Layout = {}) {
-  if (isMuted) return;
+export function print(text = '', { indent = '', first, style }: Layout = {}) {
+  if (muted) return;
   const lines = text.split('\n').flatMap((line) => wrap(line, COLUMNS - indent.length));
-  for (const [i, line] of lines.entries())
-    process.stdout.write(`${line && styleText(style, (i === 0 ? (first ?? indent) : indent) + line)}\n`);
+  for (const [i, line] of lines.entries()) {
+    const text = line && (i === 0 ? (first ?? indent) : indent) + line;
+    process.stdout.write(`${style === undefined ? text : styleText(style, text)}\n`);
+  }
 }
 
 /** Prints a shell command as it is, so that it can be copied. */
 export function printCommand(command: string) {
-  if (!isMuted) process.stdout.write(`${styleText('bold', `$ ${command}`)}\n`);
+  if (!muted) process.stdout.write(`${styleText('bold', `$ ${command}`)}\n`);
 }
 
 /** Prints nothing more. */
 export function mute() {
-  isMuted = true;
+  muted = true;
 }
+
+export const isMuted = () => muted;
 
 /** Resolves when the user presses Enter. */
 export async function pause() {
