@@ -16,6 +16,11 @@ interface Manifest {
 
 const FOLDER = 'deploy/kubernetes';
 const CACHE = 'node_modules/.cache/onehop';
+/** The packages with the schemas of objects that Kubernetes itself does not define. */
+const PACKAGES = new Map<string | undefined, string>([
+  ['monitoring.coreos.com', '@kubernetes-models/prometheus-operator'],
+  ['gateway.networking.k8s.io', '@kubernetes-models/gateway-api'],
+]);
 const OVERLAYS = ['local', 'production'] as const;
 const SERVICES = ['api', 'api2'] as const;
 const READERS = { api: readApi, api2: readApi2 };
@@ -251,6 +256,48 @@ test('production: at least two replicas with autoscaling, and a PostgreSQL URL f
   expect(all('local', 'Secret')).toEqual([]);
 });
 
+describe('the examples of docs/kubernetes.md', () => {
+  const examples = [...readFileSync('docs/kubernetes.md', 'utf8').matchAll(/^```yaml\n(.*?)^```$/gms)].map(
+    ([, text]) => parse(String(text)),
+  );
+  const example = (kind: string) => examples.find((object) => object.kind === kind);
+
+  test.each(['Ingress', 'HTTPRoute', 'NetworkPolicy'])('the %s is valid', (kind) => {
+    expectValid([example(kind)]);
+  });
+
+  test('the Ingress and the HTTPRoute send requests to the service api', () => {
+    const { name, namespace } = one('production', 'Service', 'api').metadata;
+    const [path] = example('Ingress').spec.rules[0].http.paths;
+    expect(path.backend.service).toEqual({ name, port: { name: 'http' } });
+    expect(example('HTTPRoute').spec.rules[0].backendRefs).toEqual([{ name, port: 80 }]);
+    expect(one('production', 'Service', 'api').spec.ports).toMatchObject([{ name: 'http', port: 80 }]);
+    for (const kind of ['Ingress', 'HTTPRoute']) expect(example(kind).metadata.namespace).toBe(namespace);
+  });
+
+  test("the overlay changes the namespace of every object, the registry and its secret, and api2's settings", () => {
+    const overlay = `${CACHE}/my-overlay`;
+    mkdirSync(overlay, { recursive: true });
+    const kustomization = example('Kustomization');
+    const resources = [relative(overlay, `${FOLDER}/overlays/production`)];
+    writeFileSync(`${overlay}/kustomization.yaml`, stringify({ ...kustomization, resources }));
+    const manifests = render(overlay);
+    expectValid(manifests);
+    for (const { metadata } of manifests) expect(metadata.namespace).toBe(kustomization.namespace);
+    const deployments = manifests.filter(({ kind }) => kind === 'Deployment');
+    expect(deployments).toHaveLength(2);
+    for (const { metadata, spec } of deployments) {
+      const { imagePullSecrets, containers } = spec.template.spec;
+      expect(imagePullSecrets).toEqual([{ name: 'registry' }]);
+      expect(containers[0].image).toBe(`registry.example.com/shop/onehop-${metadata.name}:0.1.0`);
+    }
+    const settings = manifests.find(({ kind }) => kind === 'ConfigMap')?.metadata.name;
+    expect(settings).toMatch(/^api2-settings-/);
+    const api2 = deployments.find(({ metadata }) => metadata.name === 'api2');
+    expect(api2?.spec.template.spec.containers[0].envFrom).toEqual([{ configMapRef: { name: settings } }]);
+  });
+});
+
 describe('the component monitoring', () => {
   const added = renderWithMonitoring().filter(({ apiVersion }) => apiVersion.startsWith('monitoring.'));
   const specOf = (kind: string) => added.find((manifest) => manifest.kind === kind)?.spec;
@@ -314,8 +361,7 @@ function expectValid(manifests: Manifest[]) {
 function unknownFields(manifests: Manifest[]): string {
   mkdirSync(CACHE, { recursive: true });
   const lines = manifests.map(({ apiVersion, kind, ...rest }, i) => {
-    const isOperators = apiVersion.startsWith('monitoring.');
-    const models = isOperators ? '@kubernetes-models/prometheus-operator' : 'kubernetes-models';
+    const models = PACKAGES.get(apiVersion.split('/')[0]) ?? 'kubernetes-models';
     const type = `import('${models}/${apiVersion}').I${kind}`;
     return `export const o${i}: ${type} = ${JSON.stringify({ apiVersion, kind, ...rest })};`;
   });

@@ -1,6 +1,7 @@
 import { execFileSync, spawn } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
-import { chownSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { appendFileSync, chownSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -9,26 +10,39 @@ import { closedPort } from './stub-upstream';
 
 const INSTALL_FOLDER = '/usr/lib/postgresql';
 
-/** A temporary PostgreSQL server on a loopback port. `remove` deletes its data folder. */
+/**
+ * A temporary PostgreSQL server on a loopback port and, if requested, on another address of this machine, where it
+ * demands a password. `remove` deletes its data folder.
+ */
 export class Postgres {
   private server: ReturnType<typeof spawn> | undefined;
 
   private constructor(
     private readonly folder: string,
     readonly port: number,
+    private readonly host: string | undefined,
   ) {}
 
-  static async create() {
+  static async create(host?: string) {
     const folder = mkdtempSync(join(tmpdir(), 'onehop-postgres-'));
-    const postgres = new Postgres(join(folder), await closedPort());
+    const postgres = new Postgres(join(folder), await closedPort(), host);
     const { uid, gid } = owner();
     if (uid !== undefined && gid !== undefined) chownSync(folder, uid, gid);
     execFileSync(binary('initdb'), ['-D', folder, '-U', 'onehop', '-A', 'trust', '--no-sync'], {
       ...owner(),
       stdio: 'ignore',
     });
+    if (host !== undefined) appendFileSync(join(folder, 'pg_hba.conf'), 'host all all all scram-sha-256\n');
     await postgres.start();
     return postgres;
+  }
+
+  /** Creates a database, and resolves to its URL at the address that `create` was called with. */
+  async createRemoteDatabase(name: string) {
+    const password = randomUUID();
+    await this.query(`ALTER USER onehop PASSWORD '${password}'`);
+    await this.query(`CREATE DATABASE ${name}`);
+    return `postgres://onehop:${password}@${this.host}:${this.port}/${name}`;
   }
 
   url(database = 'postgres') {
@@ -36,7 +50,8 @@ export class Postgres {
   }
 
   async start() {
-    const args = ['-D', this.folder, '-p', String(this.port), '-h', '127.0.0.1', '-k', this.folder];
+    const addresses = ['127.0.0.1', this.host].filter(Boolean).join(',');
+    const args = ['-D', this.folder, '-p', String(this.port), '-h', addresses, '-k', this.folder];
     this.server = spawn(binary('postgres'), args, { ...owner(), stdio: 'ignore' });
     for (let i = 0; i < 200; i++) {
       if (await this.query('SELECT 1').catch(() => undefined)) return;

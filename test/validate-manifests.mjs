@@ -2,12 +2,15 @@
 // It is a separate program because kubernetes-models is an ES module, which jest cannot load.
 import { text } from 'node:stream/consumers';
 
+const PACKAGES = {
+  'monitoring.coreos.com': '@kubernetes-models/prometheus-operator',
+  'gateway.networking.k8s.io': '@kubernetes-models/gateway-api',
+};
+
 const errors = [];
 for (const object of JSON.parse(await text(process.stdin))) {
   const { apiVersion, kind, metadata } = object;
-  const group = apiVersion.startsWith('monitoring.')
-    ? '@kubernetes-models/prometheus-operator'
-    : 'kubernetes-models';
+  const group = PACKAGES[apiVersion.split('/')[0]] ?? 'kubernetes-models';
   const models = await import(`${group}/${apiVersion}`).catch(() => ({}));
   const Model = models[kind];
   if (Model === undefined) errors.push(`${apiVersion} ${kind}: unknown kind`);

@@ -1,0 +1,208 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import {
+  create,
+  createNamespace,
+  hold,
+  IMAGE_TAG,
+  kubectl,
+  podNames,
+  release,
+  type ServiceName,
+  TOOLS_NAMESPACE,
+} from './cluster';
+import { LoadPod, type LoadSummary } from './load-pod';
+
+const NODE = '/nodejs/bin/node';
+const KEPT_PER_SECOND = 300;
+const NEW_PER_SECOND = 50;
+const POSTS_PER_SECOND = 50;
+
+export interface Pod {
+  name: string;
+  uid: string;
+  node: string;
+}
+
+/** A namespace of the tests. It is created empty, and `remove` deletes it. */
+export class Installation {
+  private url = '';
+
+  private constructor(
+    readonly namespace: string,
+    readonly load: LoadPod,
+  ) {}
+
+  static async create(namespace: string) {
+    await createNamespace(namespace, 'restricted');
+    return new Installation(namespace, await LoadPod.connect());
+  }
+
+  async remove() {
+    this.load.close();
+    await release(this.namespace, await podNames(this.namespace));
+    await kubectl('delete', 'namespace', this.namespace, '--wait=false');
+  }
+
+  kubectl(...args: string[]) {
+    return kubectl('-n', this.namespace, ...args);
+  }
+
+  /** The URL of a path of api, at the address of its Service. */
+  async apiUrl(path: string) {
+    if (this.url === '') {
+      const address = await this.kubectl('get', 'service', 'api', '-o', 'jsonpath={.spec.clusterIP}');
+      this.url = `http://${address.includes(':') ? `[${address}]` : address}`;
+    }
+    return `${this.url}${path}`;
+  }
+
+  async hello() {
+    return this.load.request(await this.apiUrl('/hello'));
+  }
+
+  async waitUntilAvailable() {
+    await this.kubectl('wait', '--for=condition=Available', 'deployment', '--all', '--timeout=120s');
+  }
+
+  /** The pods of a service that are not terminating, oldest first. */
+  async pods(service: ServiceName): Promise<Pod[]> {
+    const selector = `app.kubernetes.io/name=${service}`;
+    const output = await this.kubectl('get', 'pods', '-l', selector, '-o', 'json');
+    interface Item {
+      metadata: { name: string; uid: string; creationTimestamp: string; deletionTimestamp?: string };
+      spec: { nodeName: string };
+    }
+    return (JSON.parse(output).items as Item[])
+      .filter(({ metadata }) => metadata.deletionTimestamp === undefined)
+      .sort((a, b) => a.metadata.creationTimestamp.localeCompare(b.metadata.creationTimestamp))
+      .map(({ metadata: { name, uid }, spec }) => ({ name, uid, node: spec.nodeName }));
+  }
+
+  /**
+   * Changes a service, waits until its new pods are available and its previous ones have drained and stopped, and
+   * resolves to the exit codes of those.
+   */
+  async rollOut(service: ServiceName, change: () => Promise<unknown>) {
+    return this.exitCodesAfter(service, async () => {
+      await change();
+      await this.kubectl('rollout', 'status', `deployment/${service}`, '--timeout=120s');
+    });
+  }
+
+  /** Resolves to the exit codes of the pods of a service that `change` stops. */
+  async exitCodesAfter(service: ServiceName, change: () => Promise<unknown>) {
+    const before = (await this.pods(service)).map(({ name }) => name);
+    await hold(this.namespace, before);
+    await change();
+    const left = (await this.pods(service)).map(({ name }) => name);
+    const stopped = before.filter((name) => !left.includes(name));
+    const codes = await Promise.all(stopped.map((name) => this.exitCode(name)));
+    await release(this.namespace, before);
+    return codes;
+  }
+
+  private async exitCode(pod: string) {
+    const format = 'jsonpath={.status.containerStatuses[*].state.terminated.exitCode}';
+    for (let i = 0; i < 100; i++) {
+      const code = await this.kubectl('get', 'pod', pod, '-o', format);
+      if (code !== '') return Number(code);
+      await sleep(1000);
+    }
+    throw new Error(`the pod ${pod} did not stop`);
+  }
+
+  async scale(service: ServiceName, replicas: number) {
+    await this.kubectl('scale', `deployment/${service}`, `--replicas=${replicas}`);
+    await this.kubectl('rollout', 'status', `deployment/${service}`, '--timeout=120s');
+    // The status of the Deployment may change before the surplus pods are deleted.
+    while ((await this.pods(service)).length !== replicas) await sleep(200);
+  }
+
+  /** Sends SIGKILL to the service in a pod, and resolves to the time at which it did, in milliseconds since 1970. */
+  async sigkill({ name, uid, node }: Pod) {
+    // A process cannot kill PID 1 of its own PID namespace, so a pod in that of the node does. Depending on the
+    // cgroup driver, the uid in the name of a cgroup has underscores instead of hyphens.
+    const program = `
+      const { readdirSync, readFileSync } = require('node:fs');
+      for (const id of readdirSync('/proc').filter((entry) => /^[0-9]+$/.test(entry))) {
+        const read = (file) => { try { return readFileSync('/proc/' + id + '/' + file, 'utf8'); } catch { return ''; } };
+        if (!read('cgroup').replaceAll('_', '-').includes('${uid}') || !read('cmdline').includes('main.js')) continue;
+        console.log(Date.now());
+        process.kill(Number(id), 'SIGKILL');
+      }`;
+    const killer = `kill-${name}`;
+    await create({
+      apiVersion: 'v1',
+      kind: 'Pod',
+      metadata: { name: killer, namespace: TOOLS_NAMESPACE },
+      spec: {
+        hostPID: true,
+        nodeName: node,
+        restartPolicy: 'Never',
+        containers: [
+          {
+            name: 'kill',
+            image: `onehop-api:${IMAGE_TAG}`,
+            args: ['-e', program],
+            securityContext: { privileged: true, runAsUser: 0 },
+          },
+        ],
+      },
+    });
+    const done = '--for=jsonpath={.status.phase}=Succeeded';
+    await kubectl('-n', TOOLS_NAMESPACE, 'wait', done, `pod/${killer}`, '--timeout=60s');
+    const killedAtMs = Number(await kubectl('-n', TOOLS_NAMESPACE, 'logs', killer));
+    if (!(killedAtMs > 0)) throw new Error(`the process of ${name} was not found`);
+    return killedAtMs;
+  }
+
+  /** Runs a program with Node in a pod, and resolves to its output. */
+  exec(pod: Pod, program: string) {
+    return this.kubectl('exec', pod.name, '--', NODE, '-e', program);
+  }
+
+  /** Runs `disturb` under load, prints a summary, and resolves to the loads. */
+  async underLoad(title: string, disturb: () => Promise<unknown>, options: { bookPrefix?: string } = {}) {
+    const hello = await this.apiUrl('/hello');
+    const loads = ['kept', 'new', ...(options.bookPrefix === undefined ? [] : ['posts'])];
+    await this.load.start('kept', hello, KEPT_PER_SECOND);
+    await this.load.start('new', hello, NEW_PER_SECOND, { opensConnections: true });
+    if (options.bookPrefix !== undefined)
+      await this.load.start('posts', await this.apiUrl('/books'), POSTS_PER_SECOND, options);
+    try {
+      await sleep(1000);
+      await disturb();
+      await sleep(1000);
+    } finally {
+      const summaries = await Promise.all(loads.map((name) => this.load.stop(name)));
+      for (const [i, { sent, failed, slowestMs }] of summaries.entries())
+        process.stdout.write(
+          `${title}: ${loads[i]}: sent ${sent}, failed ${failed}, slowest ${slowestMs} ms\n`,
+        );
+      this.summaries = summaries;
+    }
+    return this.summaries;
+  }
+  private summaries: LoadSummary[] = [];
+
+  /** The titles of all books that start with a prefix. */
+  async titles(prefix: string) {
+    const titles: string[] = [];
+    let path: string | null = '/books?limit=100';
+    while (path !== null) {
+      const { text } = await this.load.request(await this.apiUrl(path));
+      const { items, next } = JSON.parse(text) as { items: { title: string }[]; next: string | null };
+      titles.push(...items.map(({ title }) => title));
+      path = next === null ? null : `/books?limit=100&after=${next}`;
+    }
+    return titles.filter((title) => title.startsWith(prefix));
+  }
+}
+
+/** The requests of loads that did not get the expected response. */
+export function failuresOf(summaries: LoadSummary[]) {
+  return summaries
+    .flatMap(({ samples }) => samples)
+    .filter(({ status }) => status !== 200 && status !== 201)
+    .sort((a, b) => a.sentAtMs - b.sentAtMs);
+}

@@ -1,0 +1,94 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { bookMessage } from '../load';
+import { Postgres } from '../postgres';
+import { failuresOf, Installation } from './installation';
+import { apply } from './overlay';
+
+const NAMESPACE = 'onehop-test-production';
+let postgres: Postgres;
+let installation: Installation;
+
+jest.setTimeout(150_000);
+
+beforeAll(async () => {
+  const { HOST_ADDRESS } = process.env;
+  if (HOST_ADDRESS === undefined)
+    throw new Error('Set HOST_ADDRESS to the address at which the pods of the cluster reach this machine.');
+  postgres = await Postgres.create(HOST_ADDRESS);
+  installation = await Installation.create(NAMESPACE);
+  const url = await postgres.createRemoteDatabase('books');
+  await installation.kubectl('create', 'secret', 'generic', 'books-database', `--from-literal=url=${url}`);
+  await apply('production', NAMESPACE);
+  // The autoscaler sets the minimum number of replicas.
+  for (const service of ['api', 'api2'])
+    await installation.kubectl(
+      'wait',
+      '--for=jsonpath={.status.availableReplicas}=2',
+      `deployment/${service}`,
+      '--timeout=90s',
+    );
+}, 150_000);
+
+afterAll(async () => {
+  await installation?.remove();
+  await postgres?.remove();
+});
+
+test('rollout of api2 with 2 pods: no request fails, no POST is lost or stored twice, and the old pods exit with 0', async () => {
+  let exitCodes: number[] = [];
+  const loads = await installation.underLoad(
+    'rollout of api2 with PostgreSQL',
+    async () => {
+      exitCodes = await installation.rollOut('api2', () =>
+        apply('production', NAMESPACE, 'Hello from a ConfigMap!'),
+      );
+    },
+    { bookPrefix: 'Rollout' },
+  );
+  expect(failuresOf(loads)).toEqual([]);
+  expect(exitCodes).toEqual([0, 0]);
+  const titles = await installation.titles('Rollout');
+  expect(titles).toHaveLength(loads.at(-1)?.sent ?? 0);
+  expect(new Set(titles).size).toBe(titles.length);
+});
+
+test('restart of the database: only 503 with Retry-After while it is away, and no acknowledged POST is lost', async () => {
+  let stoppedMs = 0;
+  let startedMs = 0;
+  const [kept, opened, posts] = await installation.underLoad(
+    'restart of the database',
+    async () => {
+      stoppedMs = Date.now();
+      await postgres.stop('SIGINT');
+      await sleep(3000);
+      await postgres.start();
+      startedMs = Date.now();
+      await sleep(8000);
+    },
+    { bookPrefix: 'Restart' },
+  );
+  if (kept === undefined || opened === undefined || posts === undefined) throw new Error('a load is missing');
+  expect(failuresOf([kept, opened])).toEqual([]);
+  const failures = failuresOf([posts]);
+  const lastMs = Math.max(...failures.map(({ sentAtMs }) => sentAtMs));
+  process.stdout.write(
+    `  away for ${startedMs - stoppedMs} ms; last failed POST sent ${Math.round(lastMs - startedMs)} ms after the start\n`,
+  );
+  expect(failures.length).toBeGreaterThan(0);
+  for (const { status, retryAfter, sentAtMs, durationMs } of failures) {
+    expect({ status, retryAfter }).toEqual({ status: 503, retryAfter: expect.stringMatching(/^\d+$/) });
+    expect(sentAtMs + durationMs).toBeGreaterThan(stoppedMs);
+    expect(sentAtMs).toBeLessThan(startedMs + 2000);
+  }
+  const stored = new Set(await installation.titles('Restart'));
+  const acknowledged = posts.samples.filter(({ status }) => status === 201);
+  expect(acknowledged.filter(({ number }) => !stored.has(`Restart ${number}`))).toEqual([]);
+
+  // A POST that failed may have been stored. Its idempotency key makes it safe to repeat.
+  const books = await installation.apiUrl('/books');
+  for (const { number } of failures)
+    expect((await installation.load.request(books, bookMessage(`Restart ${number}`))).status).toBe(201);
+  const titles = await installation.titles('Restart');
+  expect(titles).toHaveLength(posts.sent);
+  expect(new Set(titles).size).toBe(titles.length);
+});

@@ -1,0 +1,5 @@
+import { removeNamespaces } from './cluster';
+
+export default async function teardown() {
+  await removeNamespaces();
+}
