@@ -73,13 +73,16 @@ export function spawnKubectl(...args: string[]) {
 export async function removeNamespaces() {
   const format = 'jsonpath={.items[*].metadata.name}';
   const names = (await kubectl('get', 'namespaces', '-l', LABEL, '-o', format)).split(' ').filter(Boolean);
-  for (const name of names) await release(name, await podNames(name));
-  if (names.length > 0) await kubectl('delete', 'namespace', ...names, '--timeout=150s');
+  await Promise.all(names.map(removeNamespace));
 }
 
-export async function podNames(namespace: string) {
-  const names = await kubectl('-n', namespace, 'get', 'pods', '-o', 'jsonpath={.items[*].metadata.name}');
-  return names.split(' ').filter(Boolean);
+/** Deletes a namespace, without waiting until its pods have drained. */
+export async function removeNamespace(name: string) {
+  const pods = await kubectl('-n', name, 'get', 'pods', '-o', 'jsonpath={.items[*].metadata.name}');
+  await release(name, pods.split(' ').filter(Boolean));
+  await kubectl('delete', 'namespace', name, '--wait=false');
+  await kubectl('-n', name, 'delete', 'pods', '--all', '--grace-period=0', '--force', '--wait=false');
+  await kubectl('wait', '--for=delete', `namespace/${name}`, '--timeout=150s');
 }
 
 /** Keeps pods after they have stopped, so that their exit codes can be read, until they are released. */
@@ -89,9 +92,15 @@ export const release = (namespace: string, pods: string[]) => setFinalizers(name
 
 async function setFinalizers(namespace: string, pods: string[], finalizers: string[] | null) {
   const patch = JSON.stringify({ metadata: { finalizers } });
-  await Promise.all(
-    pods.map((pod) => kubectl('-n', namespace, 'patch', 'pod', pod, '--type=merge', '-p', patch)),
-  );
+  const set = async (pod: string) => {
+    try {
+      await kubectl('-n', namespace, 'patch', 'pod', pod, '--type=merge', '-p', patch);
+    } catch (error) {
+      // A pod that is gone needs no release.
+      if (!String(error).includes('NotFound')) throw error;
+    }
+  };
+  await Promise.all(pods.map(set));
 }
 
 /** Creates a namespace in which a cluster with Pod Security admission accepts only pods of the given profile. */

@@ -5,8 +5,8 @@ import {
   hold,
   IMAGE_TAG,
   kubectl,
-  podNames,
   release,
+  removeNamespace,
   type ServiceName,
   TOOLS_NAMESPACE,
 } from './cluster';
@@ -25,6 +25,7 @@ export interface Pod {
 
 /** A namespace of the tests. It is created empty, and `remove` deletes it. */
 export class Installation {
+  private readonly stopped: string[] = [];
   private url = '';
 
   private constructor(
@@ -39,8 +40,7 @@ export class Installation {
 
   async remove() {
     this.load.close();
-    await release(this.namespace, await podNames(this.namespace));
-    await kubectl('delete', 'namespace', this.namespace, '--wait=false');
+    await removeNamespace(this.namespace);
   }
 
   kubectl(...args: string[]) {
@@ -78,27 +78,31 @@ export class Installation {
       .map(({ metadata: { name, uid }, spec }) => ({ name, uid, node: spec.nodeName }));
   }
 
-  /**
-   * Changes a service, waits until its new pods are available and its previous ones have drained and stopped, and
-   * resolves to the exit codes of those.
-   */
+  /** Changes a service, and waits until its new pods are available and its previous ones have drained and stopped. */
   async rollOut(service: ServiceName, change: () => Promise<unknown>) {
-    return this.exitCodesAfter(service, async () => {
+    await this.untilStopped(service, async () => {
       await change();
       await this.kubectl('rollout', 'status', `deployment/${service}`, '--timeout=120s');
     });
   }
 
-  /** Resolves to the exit codes of the pods of a service that `change` stops. */
-  async exitCodesAfter(service: ServiceName, change: () => Promise<unknown>) {
+  /** Waits until the pods of a service that `change` removes have stopped. Their exit codes remain available. */
+  async untilStopped(service: ServiceName, change: () => Promise<unknown>) {
     const before = (await this.pods(service)).map(({ name }) => name);
     await hold(this.namespace, before);
     await change();
     const left = (await this.pods(service)).map(({ name }) => name);
-    const stopped = before.filter((name) => !left.includes(name));
-    const codes = await Promise.all(stopped.map((name) => this.exitCode(name)));
-    await release(this.namespace, before);
-    return codes;
+    await release(this.namespace, left);
+    const removed = before.filter((name) => !left.includes(name));
+    // The log ends when the process does. The API server may report its exit code a minute later.
+    const logEnd = (pod: string) => this.kubectl('logs', pod, '--follow', '--tail=1').catch(() => {});
+    await Promise.all(removed.map(logEnd));
+    this.stopped.push(...removed);
+  }
+
+  /** The exit codes of the pods that `untilStopped` waited for. */
+  exitCodes() {
+    return Promise.all(this.stopped.map((pod) => this.exitCode(pod)));
   }
 
   private async exitCode(pod: string) {
@@ -108,7 +112,7 @@ export class Installation {
       if (code !== '') return Number(code);
       await sleep(1000);
     }
-    throw new Error(`the pod ${pod} did not stop`);
+    throw new Error(`the exit code of the pod ${pod} is not available`);
   }
 
   async scale(service: ServiceName, replicas: number) {
@@ -161,29 +165,34 @@ export class Installation {
     return this.kubectl('exec', pod.name, '--', NODE, '-e', program);
   }
 
-  /** Runs `disturb` under load, prints a summary, and resolves to the loads. */
-  async underLoad(title: string, disturb: () => Promise<unknown>, options: { bookPrefix?: string } = {}) {
-    const hello = await this.apiUrl('/hello');
-    const loads = ['kept', 'new', ...(options.bookPrefix === undefined ? [] : ['posts'])];
-    await this.load.start('kept', hello, KEPT_PER_SECOND);
-    await this.load.start('new', hello, NEW_PER_SECOND, { opensConnections: true });
-    if (options.bookPrefix !== undefined)
-      await this.load.start('posts', await this.apiUrl('/books'), POSTS_PER_SECOND, options);
+  /**
+   * Runs `disturb` under load: GET requests over kept connections (to `path`) and over new ones, and POSTs of books if
+   * they have a prefix. Prints a summary, and resolves to the loads in this order.
+   */
+  async underLoad(
+    title: string,
+    disturb: () => Promise<unknown>,
+    { path = '/hello', bookPrefix }: { path?: string; bookPrefix?: string } = {},
+  ) {
+    const loads = ['kept', 'new', ...(bookPrefix === undefined ? [] : ['posts'])];
+    await this.load.start('kept', await this.apiUrl(path), KEPT_PER_SECOND);
+    await this.load.start('new', await this.apiUrl('/hello'), NEW_PER_SECOND, { opensConnections: true });
+    if (bookPrefix !== undefined)
+      await this.load.start('posts', await this.apiUrl('/books'), POSTS_PER_SECOND, { bookPrefix });
+    let summaries: LoadSummary[] = [];
     try {
       await sleep(1000);
       await disturb();
       await sleep(1000);
     } finally {
-      const summaries = await Promise.all(loads.map((name) => this.load.stop(name)));
+      summaries = await Promise.all(loads.map((name) => this.load.stop(name)));
       for (const [i, { sent, failed, slowestMs }] of summaries.entries())
         process.stdout.write(
           `${title}: ${loads[i]}: sent ${sent}, failed ${failed}, slowest ${slowestMs} ms\n`,
         );
-      this.summaries = summaries;
     }
-    return this.summaries;
+    return summaries;
   }
-  private summaries: LoadSummary[] = [];
 
   /** The titles of all books that start with a prefix. */
   async titles(prefix: string) {
