@@ -177,7 +177,9 @@ test('1000 requests per second to one pod of each service: none fails, and memor
 });
 
 test('all pods that were replaced or scaled down have exited with 0', async () => {
-  expect(await installation.exitCodes()).toEqual(new Array(8).fill(0));
+  const codes = await installation.exitCodes();
+  expect(codes.length).toBeGreaterThan(0);
+  expect(new Set(codes)).toEqual(new Set([0]));
 });
 
 async function metric(pod: Pod, name: string) {
