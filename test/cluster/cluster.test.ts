@@ -14,7 +14,7 @@ test.each(['kind-onehop', 'k3d-dev', 'minikube', 'docker-desktop', 'stand-in'])(
 test.each(['production', 'prod-eu', 'kind-prod', 'arn:aws:eks:eu-west-1:123:cluster/shop', 'admin@shop', ''])(
   'the cluster tests refuse the context "%s" with one sentence, unless CLUSTER_CONTEXT names it',
   (context) => {
-    expect(refusalOf(context, undefined)).toMatch(/^[^.]+ context [^.]+\.$/);
+    expect(refusalOf(context, undefined)).toMatch(/^The tests [^.]+ context [^.]+\.$/);
     expect(refusalOf(context, 'another')).toBeDefined();
     if (context !== '') expect(refusalOf(context, context)).toBeUndefined();
   },
