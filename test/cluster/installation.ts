@@ -25,7 +25,7 @@ export interface Pod {
 
 /** A namespace of the tests. It is created empty, and `remove` deletes it. */
 export class Installation {
-  private readonly stopped: string[] = [];
+  private readonly stopped: { pod: string; lastLine: string }[] = [];
   private url = '';
 
   private constructor(
@@ -86,7 +86,7 @@ export class Installation {
     });
   }
 
-  /** Waits until the pods of a service that `change` removes have stopped. Their exit codes remain available. */
+  /** Waits until the pods of a service that `change` removes have stopped, for `stops`. */
   async untilStopped(service: ServiceName, change: () => Promise<unknown>) {
     const before = (await this.pods(service)).map(({ name }) => name);
     await hold(this.namespace, before);
@@ -94,25 +94,26 @@ export class Installation {
     const left = (await this.pods(service)).map(({ name }) => name);
     await release(this.namespace, left);
     const removed = before.filter((name) => !left.includes(name));
-    // The log ends when the process does. The API server may report its exit code a minute later.
-    const logEnd = (pod: string) => this.kubectl('logs', pod, '--follow', '--tail=1').catch(() => {});
-    await Promise.all(removed.map(logEnd));
-    this.stopped.push(...removed);
-  }
-
-  /** The exit codes of the pods that `untilStopped` waited for. */
-  exitCodes() {
-    return Promise.all(this.stopped.map((pod) => this.exitCode(pod)));
-  }
-
-  private async exitCode(pod: string) {
-    const format = 'jsonpath={.status.containerStatuses[*].state.terminated.exitCode}';
-    for (let i = 0; i < 100; i++) {
-      const code = await this.kubectl('get', 'pod', pod, '-o', format);
-      if (code !== '') return Number(code);
-      await sleep(1000);
+    // The log ends when the process does.
+    const readLog = (pod: string) => this.kubectl('logs', pod, '--follow', '--tail=1');
+    for (const [i, log] of (await Promise.all(removed.map(readLog))).entries()) {
+      const { level, msg } = JSON.parse(log.split('\n').at(-1) ?? '');
+      this.stopped.push({ pod: String(removed[i]), lastLine: `${level}: ${msg}` });
     }
-    throw new Error(`the exit code of the pod ${pod} is not available`);
+  }
+
+  /**
+   * The last log lines of the pods that `untilStopped` waited for, and their exit codes. Kubernetes 1.20 reports a code
+   * late, or never if the pod stopped while its kubelet was busy.
+   */
+  stops() {
+    const format = 'jsonpath={.status.containerStatuses[*].state.terminated.exitCode}';
+    return Promise.all(
+      this.stopped.map(async ({ pod, lastLine }) => {
+        const code = await this.kubectl('get', 'pod', pod, '-o', format);
+        return { lastLine, code: code === '' ? undefined : Number(code) };
+      }),
+    );
   }
 
   async scale(service: ServiceName, replicas: number) {
