@@ -97,14 +97,16 @@ export class Installation {
     // The log ends when the process does.
     const readLog = (pod: string) => this.kubectl('logs', pod, '--follow', '--tail=1');
     for (const [i, log] of (await Promise.all(removed.map(readLog))).entries()) {
-      const { level, msg } = JSON.parse(log.split('\n').at(-1) ?? '');
+      // kubectl may append an error, because the container is gone.
+      const lines = log.split('\n').filter((line) => line.startsWith('{'));
+      const { level, msg } = JSON.parse(lines.at(-1) ?? '{}');
       this.stopped.push({ pod: String(removed[i]), lastLine: `${level}: ${msg}` });
     }
   }
 
   /**
-   * The last log lines of the pods that `untilStopped` waited for, and their exit codes. Kubernetes 1.20 reports a code
-   * late, or never if the pod stopped while its kubelet was busy.
+   * The last log lines of the pods that `untilStopped` waited for, and their exit codes. Kubernetes 1.20 loses some of
+   * both, so one of them must do.
    */
   stops() {
     const format = 'jsonpath={.status.containerStatuses[*].state.terminated.exitCode}';
@@ -215,4 +217,9 @@ export function failuresOf(summaries: LoadSummary[]) {
     .flatMap(({ samples }) => samples)
     .filter(({ status }) => status !== 200 && status !== 201)
     .sort((a, b) => a.sentAtMs - b.sentAtMs);
+}
+
+/** Whether a pod stopped with exit code 0: a service logs `stopped` as `info` only then, as its last line. */
+export function hasSucceeded({ code, lastLine }: { code: number | undefined; lastLine: string }) {
+  return code === undefined ? lastLine === 'info: stopped' : code === 0;
 }

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { evict } from './cluster';
-import { failuresOf, Installation, type Pod } from './installation';
+import { failuresOf, hasSucceeded, Installation, type Pod } from './installation';
 import { apply } from './overlay';
 
 const NAMESPACE = 'onehop-test';
@@ -22,7 +22,13 @@ test('applied to an empty namespace: /hello responds with 200 within 5 s after b
   await apply('local', NAMESPACE);
   await installation.waitUntilAvailable();
   const availableMs = performance.now();
-  while ((await installation.hello()).status !== 200) await sleep(50);
+  // Connections are refused until the node knows the endpoints of the Service.
+  const isServed = () =>
+    installation.hello().then(
+      ({ status }) => status === 200,
+      () => false,
+    );
+  while (!(await isServed())) await sleep(50);
   const elapsedMs = performance.now() - availableMs;
   print(`200 after ${Math.round(elapsedMs)} ms`);
   expect(elapsedMs).toBeLessThan(5000);
@@ -176,13 +182,11 @@ test('1000 requests per second to one pod of each service: none fails, and memor
   }
 });
 
-// A service that exits with another code than 0 logs `stopped` as an error, or another line, or none if it is killed.
 test('all pods that were replaced or scaled down have stopped by themselves, with exit code 0', async () => {
   const stops = await installation.stops();
+  print(stops.map(({ code, lastLine }) => `${code ?? 'no exit code'} (${lastLine})`).join(', '));
   expect(stops.length).toBeGreaterThan(0);
-  for (const { lastLine, code = 0 } of stops)
-    expect({ lastLine, code }).toEqual({ lastLine: 'info: stopped', code: 0 });
-  print(`exit codes: ${stops.map(({ code }) => code ?? 'not reported').join(', ')}`);
+  expect(stops.filter((stop) => !hasSucceeded(stop))).toEqual([]);
 });
 
 async function metric(pod: Pod, name: string) {
