@@ -1,10 +1,13 @@
 /// <reference lib="dom" />
+import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type Browser, type BrowserContext, chromium, type Page, type Route } from 'playwright-core';
 import { request } from 'undici';
+import { createTestApi } from './app-under-test';
 import { type Program, programStarter } from './programs';
 import { httpUpstream, type StubUpstream } from './stub-upstream';
 
@@ -52,6 +55,7 @@ beforeEach(async () => {
   api2 = await started('api2', { FAULTS: 'on' });
   api = await started('api', {
     API2_URL: api2.url,
+    FAULTS: 'on',
     EXTERNAL_URL: `${external.origin}/data.json`,
   });
   await openPage({});
@@ -94,6 +98,10 @@ const table = () => page.getByRole('table', { name: 'Books', exact: true });
 const row = (title: string) => table().getByRole('row').filter({ hasText: title });
 const part = (name: string) => page.locator(`[data-part="${name}"]`);
 const caption = () => page.locator('#diagram-caption');
+const attempts = () => page.getByRole('list', { name: 'Attempts' }).getByRole('listitem');
+const results = () => page.getByRole('list', { name: 'Results' }).getByRole('listitem');
+const selectFault = (value: string) =>
+  page.getByRole('combobox', { name: 'Fault', exact: true }).selectOption(value);
 
 /** Waits for a response with this text. The page marks the previous one as busy, so that it never matches. */
 async function waitForResponse(text: string | RegExp) {
@@ -174,7 +182,7 @@ describe('requests', () => {
   test.each([
     ['hang', 'did not respond in time (http_response_timeout)'],
     ['reset', 'closed the connection without a response (connection_terminated)'],
-    ['status', 'returned an unusable response (received 503)'],
+    ['status', 'responded with the status 503 (received 503)'],
   ])('the fault %s is described in a sentence and marks its hop as failed', async (kind, description) => {
     await request(`${api2.adminUrl}/fault`, {
       method: 'PUT',
@@ -219,6 +227,188 @@ describe('requests', () => {
     await waitForResponse('api could not be reached');
     expect(await partState('browser-api')).toBe('failed');
     expect(await field('Title').inputValue()).toBe('Emma');
+  });
+});
+
+describe('faults and attempts', () => {
+  const explanation = () => page.locator('#explanation');
+
+  test('the select "Fault" offers every kind, and applies to all requests to api2 but not to "Fetch data"', async () => {
+    const values = await page
+      .getByRole('combobox', { name: 'Fault', exact: true })
+      .locator('option')
+      .evaluateAll((options) => options.map((option) => (option as HTMLOptionElement).value));
+    expect(values).toEqual([
+      '',
+      'hang;attempt=1',
+      'reset;attempt=1',
+      'status;code=503;attempt=1',
+      'delay;ms=800',
+      'hang',
+      'reset',
+      'status;code=503',
+      'truncate',
+      'drip',
+    ]);
+    const faults: string[] = [];
+    page.on('request', (outgoing) =>
+      faults.push(
+        `${outgoing.method()} ${new URL(outgoing.url()).pathname} ${outgoing.headers()['x-fault']}`,
+      ),
+    );
+    await button('Say hello').click();
+    await waitForResponse('Hello World!');
+    await selectFault('delay;ms=800');
+    await button('Say hello').click();
+    await waitForResponse('Hello World!');
+    await addBook('Emma');
+    await row('Emma').getByRole('button', { name: 'Delete' }).click();
+    await waitForStatus(204);
+    await button('Fetch data').click();
+    await waitForResponse('{"from":"outside"}');
+    expect(faults).toEqual([
+      'GET /hello undefined',
+      'GET /hello delay;ms=800',
+      'POST /books delay;ms=800',
+      'DELETE /books/1 delay;ms=800',
+      'GET /data undefined',
+    ]);
+  });
+
+  test('the attempts of a hedge that wins are shown in words and as bars on one time axis', async () => {
+    await selectFault('hang;attempt=1');
+    await button('Say hello').click();
+    await waitForResponse(/GET \/hello · 200 .*Hello World!/);
+    const [first, hedge] = await attempts().allTextContents();
+    expect(first).toMatch(/^Attempt 1, replica 1: cancelled · \d+ ms$/);
+    expect(hedge).toMatch(/^Attempt 2, hedge at \d+ ms, replica 1: ok · [\d.]+ ms$/);
+    expect(await attempts().count()).toBe(2);
+    const [firstBar, hedgeBar] = await attempts()
+      .locator('.bar')
+      .evaluateAll((bars) => bars.map((bar) => bar.getBoundingClientRect().toJSON() as DOMRect));
+    expect(hedgeBar?.left).toBeGreaterThan((firstBar?.left ?? 0) + 100);
+    expect(Math.abs((hedgeBar?.right ?? 0) - (firstBar?.right ?? 0))).toBeLessThan(10);
+    expect(await explanation().textContent()).toMatch(/hedge.*won.*packages\/next-hop\/src\/hedge-delay\.ts/);
+    expect(await part('api-api2').textContent()).toMatch(/^\d{3,} ms$/);
+    expect(await partState('api2')).toBe('ok');
+  });
+
+  test.each([
+    ['', ['ok'], ''],
+    ['reset;attempt=1', ['connection_terminated', 'ok'], 'a retry'],
+    ['delay;ms=800', ['ok', 'cancelled'], 'attempt 1 got a response first'],
+    ['hang', ['http_response_timeout', 'http_response_timeout'], 'one deadline for all attempts'],
+    ['reset', ['connection_terminated', 'connection_terminated', 'connection_terminated'], 'at most twice'],
+    ['status;code=503;attempt=1', ['ok'], 'only on another replica'],
+    ['status;code=503', ['ok'], 'only on another replica'],
+    ['truncate', ['http_response_incomplete'], 'reads the whole response'],
+    ['drip', ['ok'], 'within the deadline'],
+  ])(
+    '"Say hello" with the fault "%s" shows the outcomes %j and explains them',
+    async (fault, outcomes, text) => {
+      await selectFault(fault);
+      await button('Say hello').click();
+      await waitForResponse('GET /hello');
+      const shown = await attempts().locator('strong').allTextContents();
+      expect(shown.map((item) => item.split(' · ')[0])).toEqual(outcomes);
+      for (const item of shown) expect(item).toMatch(/^[a-z_]+ · [\d.]+ ms(, an error status)?$/);
+      if (text === '') expect(await explanation().isVisible()).toBe(false);
+      else expect(await explanation().textContent()).toContain(text);
+      expect(await caption().textContent()).toMatch(/api2 took [\d.]+ ms/);
+    },
+  );
+
+  test('a POST whose only attempt times out explains why it is not repeated, and keeps the input', async () => {
+    await selectFault('hang;attempt=1');
+    await fillForm('Emma', 'Jane Austen');
+    await button('Add book').click();
+    await waitForStatus(504);
+    expect(await attempts().allTextContents()).toEqual([
+      expect.stringMatching(/: http_response_timeout · \d+ ms$/),
+    ]);
+    expect(await explanation().textContent()).toContain('does not repeat a POST');
+    expect(await field('Title').inputValue()).toBe('Emma');
+  });
+
+  test('a 503 that api2 itself sends for a book is not blamed on api', async () => {
+    await selectFault('status;code=503');
+    await fillForm('Emma', 'Jane Austen');
+    await button('Add book').click();
+    await waitForResponse('api2 responded with the status 503 (received 503)');
+    expect([await partState('api'), await partState('api2')]).toEqual(['ok', 'failed']);
+  });
+
+  test('a list whose body is truncated is reported, and the books stay in the table', async () => {
+    await addBook('Emma');
+    await selectFault('truncate');
+    await button('Reload').click();
+    await page.locator('#books-status').filter({ hasText: 'Could not load the books' }).waitFor();
+    expect(await row('Emma').isVisible()).toBe(true);
+    expect(await page.locator('#history tbody tr').first().textContent()).toMatch(/in the middle.*200/);
+    expect(await explanation().textContent()).toContain('services/api/gateway.ts');
+  });
+
+  test('"Ten at once" shows an open circuit, whose requests have no attempt', async () => {
+    await selectFault('reset');
+    for (let i = 0; i < 3 && !(await responseArea().textContent())?.includes('circuit open'); i++) {
+      await button('Ten at once').click();
+      await waitForResponse('10 × GET /hello');
+    }
+    expect(await results().filter({ hasText: 'circuit open' }).first().textContent()).toMatch(
+      /^circuit open 500 · [\d.]+ ms 0 attempts/,
+    );
+    expect(await explanation().textContent()).toContain('circuit-breaker.ts');
+    await selectFault('');
+    await button('Say hello').click();
+    await waitForResponse('destination_unavailable');
+    expect(await attempts().count()).toBe(0);
+    expect(await caption().textContent()).toContain('api2 was not called');
+  });
+
+  test('"Ten at once" shows how ten requests spread over three replicas, without their addresses', async () => {
+    for (const HOST of ['127.0.0.2', '127.0.0.3'])
+      await started('api2', { HOST, PORT: String(api2.port), FAULTS: 'on' });
+    const lookup = async () =>
+      ['127.0.0.1', '127.0.0.2', '127.0.0.3'].map((address) => ({ address, family: 4 }));
+    const balanced = createTestApi(`http://api2.test:${api2.port}`, { lookup, faults: true });
+    const server = balanced.app.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    api = { ...api, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` };
+    await openPage({});
+    await button('Ten at once').click();
+    await waitForResponse(/10 × 200: .*replica 1.*replica 2.*replica 3/);
+    expect(await results().count()).toBe(10);
+    for (const text of await results().allTextContents())
+      expect(text).toMatch(/^replica [123] 200 · [\d.]+ ms 1 attempt $/);
+    expect(await page.locator('#history tbody tr').filter({ hasText: 'GET /hello' }).count()).toBe(10);
+    expect(await page.locator('body').innerText()).not.toMatch(/127\.0\.0|api2\.test/);
+    server.close();
+    server.closeAllConnections();
+    await Promise.all([balanced.api2.close(), balanced.external.close()]);
+  });
+
+  test('"Ten at once" changes the live region once, and no other part of the page is live', async () => {
+    await responseArea().evaluate((element) => {
+      element.dataset.changes = '0';
+      new MutationObserver(() => {
+        element.dataset.changes = String(Number(element.dataset.changes) + 1);
+      }).observe(element, { childList: true, characterData: true, subtree: true });
+    });
+    await button('Ten at once').click();
+    await waitForResponse('10 × GET /hello');
+    expect(await responseArea().getAttribute('data-changes')).toBe('1');
+    expect(await page.locator('[aria-live], [role=status], [role=alert], [role=log]').count()).toBe(1);
+  });
+
+  test('without FAULTS=on, there is no select "Fault", and the single attempt of a request is still shown', async () => {
+    api = await started('api', { API2_URL: api2.url });
+    await openPage({});
+    expect(await page.getByRole('combobox').count()).toBe(0);
+    await button('Say hello').click();
+    await waitForResponse('Hello World!');
+    expect(await attempts().allTextContents()).toEqual([
+      expect.stringMatching(/^Attempt 1: ok · [\d.]+ ms$/),
+    ]);
   });
 });
 
@@ -361,9 +551,9 @@ describe('books', () => {
     await openPage({});
     await row('Volume 9.').waitFor();
     await addBook('Latest');
-    while (await button('More books').isVisible()) {
+    while (await button('Load more').isVisible()) {
       const rowCount = await table().getByRole('row').count();
-      await button('More books').click();
+      await button('Load more').click();
       await page.waitForFunction(
         (count) =>
           document.querySelectorAll('#books tr').length !== count || document.getElementById('more')?.hidden,
@@ -506,10 +696,13 @@ test('every action works with the keyboard alone', async () => {
   };
   const focused = () =>
     page.evaluate(() => document.activeElement?.textContent || document.activeElement?.id);
-  await press('Tab');
+  await press('Tab', 'ArrowDown', 'Tab');
   expect(await focused()).toBe('Say hello');
   await press('Enter');
   await waitForResponse('Hello World!');
+  expect(await attempts().count()).toBe(2);
+  await press('Shift+Tab', 'Home', 'Tab', 'Tab', 'Enter');
+  await waitForResponse('10 × GET /hello');
   await press('Tab', 'Space');
   await waitForResponse('{"from":"outside"}');
   await press('Tab');
@@ -585,7 +778,8 @@ function overflowingElements() {
 async function coveredControls() {
   const count = await page.evaluate(
     () =>
-      [...document.querySelectorAll('button, input')].filter((control) => control.checkVisibility()).length,
+      [...document.querySelectorAll('button, input, select')].filter((control) => control.checkVisibility())
+        .length,
   );
   const found: string[] = [];
   // One more, because the focus leaves the document once between its last and its first control.
@@ -635,9 +829,13 @@ describe('layout', () => {
       await enlarge();
       expect(await page.evaluate(() => getComputedStyle(document.documentElement).fontSize)).toBe(size);
       await showAllParts();
-      for (const width of WIDTHS) {
-        await page.setViewportSize({ width, height: 720 });
-        expect({ width, overflowing: await overflowingElements() }).toEqual({ width, overflowing: [] });
+      for (const name of ['Say hello', 'Ten at once']) {
+        await button(name).click();
+        await waitForResponse(name === 'Say hello' ? /^GET \/hello/ : '10 × GET /hello');
+        for (const width of WIDTHS) {
+          await page.setViewportSize({ width, height: 720 });
+          expect({ width, overflowing: await overflowingElements() }).toEqual({ width, overflowing: [] });
+        }
       }
       for (const width of [320, 800, 1280]) {
         await page.setViewportSize({ width, height: 720 });
@@ -656,7 +854,7 @@ describe('layout', () => {
         expect(y + height).toBeLessThanOrEqual(720);
       }
     };
-    await button('More books').click();
+    await button('Load more').click();
     await row('Volume 19.').waitFor();
     await addBook('Emma');
     await expectInView();
@@ -678,41 +876,56 @@ describe('layout', () => {
     await expectInView();
     await page.locator('#history tr').last().scrollIntoViewIfNeeded();
     await expectInView();
+    await selectFault('hang;attempt=1');
+    await button('Say hello').click();
+    await waitForResponse('Hello World!');
+    await expectInView();
+    await selectFault('');
+    await button('Ten at once').click();
+    await waitForResponse('10 × GET /hello');
+    await expectInView();
   });
 });
 
 describe.each(['light', 'dark'] as const)('in %s', (colorScheme) => {
-  test.each([1000, 360])(
-    'at %i px nothing overflows and axe-core reports no serious problems',
-    async (width) => {
-      await openPage({ colorScheme, reducedMotion: 'reduce', viewport: { width, height: 900 } });
-      await addBook('A book with a title that is long enough to need another line, Volume 1');
-      await addBook('Unbreakable'.repeat(15));
-      await row('A book').getByRole('button', { name: 'Edit' }).click();
-      await field('Title').fill('Mine');
-      await requestApi2('PUT', '/books/1', { title: 'Theirs', author: 'b' });
-      await button('Save book').click();
-      await page.locator('#conflict').waitFor();
-      await button('Fetch data').click();
-      await api2.stop();
-      await button('Say hello').click();
-      await waitForResponse('api2 refused the connection');
-      const overflows = await page.evaluate(
-        () => document.documentElement.scrollWidth > document.documentElement.clientWidth,
-      );
-      expect(overflows).toBe(false);
+  test.each([1000, 360])('at %i px nothing overflows and axe-core reports no problems', async (width) => {
+    await openPage({ colorScheme, reducedMotion: 'reduce', viewport: { width, height: 900 } });
+    await addBook('A book with a title that is long enough to need another line, Volume 1');
+    await addBook('Unbreakable'.repeat(15));
+    await row('A book').getByRole('button', { name: 'Edit' }).click();
+    await field('Title').fill('Mine');
+    await requestApi2('PUT', '/books/1', { title: 'Theirs', author: 'b' });
+    await button('Save book').click();
+    await page.locator('#conflict').waitFor();
+    await button('Fetch data').click();
+    await waitForResponse('{"from":"outside"}');
+    const findProblems = async () => {
       const found = (await page.evaluate(`${axe}; axe.run(document, { resultTypes: ['violations'] })`)) as {
         violations: { id: string; impact: string; nodes: { html: string }[] }[];
       };
-      const serious = found.violations.filter(({ impact }) => impact === 'serious' || impact === 'critical');
-      expect(serious.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)])).toEqual([]);
-      if (process.env.SCREENSHOTS)
-        await page.screenshot({
-          path: `${process.env.SCREENSHOTS}/${colorScheme}-${width}.png`,
-          fullPage: true,
-        });
-    },
-  );
+      return found.violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)]);
+    };
+    await button('Ten at once').click();
+    await waitForResponse('10 × GET /hello');
+    expect(await findProblems()).toEqual([]);
+    await selectFault('hang;attempt=1');
+    await button('Say hello').click();
+    await waitForResponse('Hello World!');
+    expect(await findProblems()).toEqual([]);
+    await api2.stop();
+    await button('Say hello').click();
+    await waitForResponse('api2 refused the connection');
+    const overflows = await page.evaluate(
+      () => document.documentElement.scrollWidth > document.documentElement.clientWidth,
+    );
+    expect(overflows).toBe(false);
+    expect(await findProblems()).toEqual([]);
+    if (process.env.SCREENSHOTS)
+      await page.screenshot({
+        path: `${process.env.SCREENSHOTS}/${colorScheme}-${width}.png`,
+        fullPage: true,
+      });
+  });
 });
 
 test('a pending request is not animated if the user prefers reduced motion', async () => {

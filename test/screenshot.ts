@@ -25,20 +25,20 @@ const BOOKS = [
 
 async function main() {
   const api2 = await start('api2', { FAULTS: 'on' });
-  const api = await start('api', { API2_URL: api2.url });
+  const api = await start('api', { API2_URL: api2.url, FAULTS: 'on' });
   try {
     for (const book of BOOKS) await sendJson('POST', `${api.url}/books`, book);
     // The first requests of a process take longer than those that follow.
     for (let i = 0; i < WARM_UP_REQUESTS; i++) await (await request(`${api.url}/hello`)).body.dump();
-    await takeScreenshot(api, api2);
+    await takeScreenshot(api);
   } finally {
     await api.stop();
     await api2.stop();
   }
 }
 
-/** Takes the screenshot after a successful request and one for which api2 responds with 503. */
-async function takeScreenshot(api: Program, api2: Program) {
+/** Takes the screenshot after a successful request and one whose hedge wins. */
+async function takeScreenshot({ url }: Program) {
   const browser = await chromium.launch(CHROMIUM);
   try {
     const page = await browser.newPage({
@@ -46,21 +46,21 @@ async function takeScreenshot(api: Program, api2: Program) {
       deviceScaleFactor: 1.5,
       colorScheme: 'light',
     });
-    await page.goto(api.url);
-    const say = async (text: string) => {
+    await page.goto(url);
+    const sayHello = async (attempts: number) => {
       await page.getByRole('button', { name: 'Say hello' }).click();
-      await page.getByRole('status', { name: 'Answer' }).getByText(text).waitFor();
+      await page.locator(`#attempts li:last-child:nth-child(${attempts})`).waitFor();
     };
-    await say('Hello World!');
-    await sendJson('PUT', `${api2.adminUrl}/fault`, { kind: 'status', status: 503 });
-    await say('Error from api2: 503');
+    await sayHello(1);
+    await page.getByRole('combobox', { name: 'Fault' }).selectOption('hang;attempt=1');
+    await sayHello(2);
     await page.screenshot({ path: FILE, fullPage: true });
   } finally {
     await browser.close();
   }
 }
 
-async function sendJson(method: 'POST' | 'PUT', url: string, value: object) {
+async function sendJson(method: 'POST', url: string, value: object) {
   const headers = { 'content-type': 'application/json' };
   const { statusCode, body } = await request(url, { method, headers, body: JSON.stringify(value) });
   await body.dump();

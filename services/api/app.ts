@@ -53,7 +53,7 @@ export function createApp(options: AppOptions): Express {
       { path: '/books/:id', methods: ['GET', 'HEAD', 'PUT', 'DELETE'], nextHop: api2 },
     ]),
   );
-  app.use(page());
+  app.use(page(faults));
 
   app.use(notFound());
   app.use(nextHopErrorToProblem('api'));

@@ -1,3 +1,4 @@
+import { existsSync, readFileSync } from 'node:fs';
 import request from 'supertest';
 import { createTestApi } from '../../test/app-under-test';
 
@@ -51,4 +52,20 @@ test.each(['/../package.json', '/page.ts', '/index.html', '/page/page.js', '/%2e
 test('the page has a description for search engines and link previews', async () => {
   const { text } = await request(app).get('/').expect(200);
   expect(text).toMatch(/<meta name="description" content="[^"]{50,160}">/);
+});
+
+test('the files that the page names in its explanations exist', () => {
+  const source = readFileSync('services/api/page/explanation.ts', 'utf8');
+  const files = [...source.matchAll(/'([\w/-]+\.ts)'/g)].map(([, file]) => String(file));
+  expect(files.length).toBeGreaterThan(3);
+  expect(files.filter((file) => !existsSync(file))).toEqual([]);
+});
+
+test('the page offers faults only if they are enabled, and its ETag tells the difference', async () => {
+  const enabled = createTestApi('http://127.0.0.1:9', { faults: true });
+  const [off, on] = await Promise.all([request(app).get('/'), request(enabled.app).get('/')]);
+  await Promise.all([enabled.api2.close(), enabled.external.close()]);
+  expect(off.text).not.toContain('<html data-faults');
+  expect(on.text).toContain('<html data-faults');
+  expect(on.headers.etag).not.toBe(off.headers.etag);
 });

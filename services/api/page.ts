@@ -19,6 +19,9 @@ const FILES = [
   'page.js',
   'request.js',
   'response.js',
+  'attempts.js',
+  'explanation.js',
+  'ten-at-once.js',
   'errors.js',
   'diagram.js',
   'history.js',
@@ -53,22 +56,25 @@ const HEADERS = {
 // When running from source, read files on every request so that edits show on reload.
 const RUNS_FROM_SOURCE = __filename.endsWith('.ts');
 
-/** Serves the page at `/` and its files. When built, reads them once, at startup. */
-export function page(): Router {
+/**
+ * Serves the page at `/` and its files. When built, reads them once, at startup.
+ * @param faults whether the page offers `x-fault`
+ */
+export function page(faults: boolean): Router {
   const router = Router();
   for (const name of FILES) {
     const path = name === 'index.html' ? '/' : `/${name}`;
-    router.route(path).get(serveFile(name)).all(methodNotAllowed('GET', 'HEAD'));
+    router.route(path).get(serveFile(name, faults)).all(methodNotAllowed('GET', 'HEAD'));
   }
   return router;
 }
 
-function serveFile(name: string): RequestHandler {
+function serveFile(name: string, faults: boolean): RequestHandler {
   const path = locate(name);
-  const fileAtStartup = read(path);
+  const fileAtStartup = read(path, faults);
   const type = TYPES[name.split('.').at(-1) as string] as string;
   return function serveFile(req, res) {
-    const { content, etag } = RUNS_FROM_SOURCE ? read(path) : fileAtStartup;
+    const { content, etag } = RUNS_FROM_SOURCE ? read(path, faults) : fileAtStartup;
     for (const [header, value] of Object.entries(HEADERS)) res.setHeader(header, value);
     res.setHeader('etag', etag);
     res.locals.record.setTimingHeaders();
@@ -77,8 +83,10 @@ function serveFile(name: string): RequestHandler {
   };
 }
 
-function read(path: string) {
-  const content = readFileSync(path, 'utf8');
+// The ETag is that of the text after the replacement, so it changes with the setting.
+function read(path: string, faults: boolean) {
+  const text = readFileSync(path, 'utf8');
+  const content = faults ? text.replace('<html', '<html data-faults') : text;
   return { content, etag: etagOf(content) };
 }
 

@@ -105,7 +105,7 @@ export class Books {
   async reload() {
     const exchange = await this.senders.sendWithDiagram('GET', `/books?limit=${PAGE_SIZE}`);
     byId('reload').hidden = false;
-    if (exchange.status !== 200) return showLoadError();
+    if (exchange.status !== 200 || exchange.failure) return showLoadError();
     this.listed = [];
     this.added = [];
     this.appendPage(exchange);
@@ -115,7 +115,7 @@ export class Books {
   async loadMore() {
     const path = `/books?limit=${PAGE_SIZE}&after=${this.next}`;
     const exchange = await this.senders.sendWithDiagram('GET', path);
-    if (exchange.status !== 200) return showLoadError();
+    if (exchange.status !== 200 || exchange.failure) return showLoadError();
     this.appendPage(exchange);
   }
 
@@ -132,8 +132,8 @@ export class Books {
     return row;
   }
 
-  /** Removes a deleted book from the table. Focus in its row moves to `successor`, by default a neighbor. */
-  remove(row: BookRow, successor = this.neighborOf(row)) {
+  /** Removes a deleted book from the table. Focus in its row moves to `successor`, by default a neighbour. */
+  remove(row: BookRow, successor = this.neighbourOf(row)) {
     if (row.element.contains(document.activeElement)) successor.focus();
     this.listed = this.listed.filter((other) => other !== row);
     this.added = this.added.filter((other) => other !== row);
@@ -189,11 +189,11 @@ export class Books {
     if (current.status === 404) this.remove(row);
   }
 
-  private neighborOf(row: BookRow): HTMLElement {
+  private neighbourOf(row: BookRow): HTMLElement {
     const { rows } = this;
     const index = rows.indexOf(row);
-    const neighbor = rows[index + 1] ?? rows[index - 1];
-    return neighbor?.deleteButton ?? byId('title');
+    const neighbour = rows[index + 1] ?? rows[index - 1];
+    return neighbour?.deleteButton ?? byId('title');
   }
 
   private render() {

@@ -1,5 +1,9 @@
+import { type Attempt, AttemptList, formatMs, hopMsOf } from './attempts.js';
 import { describeFailure } from './errors.js';
+import { explain } from './explanation.js';
 import type { Exchange } from './request.js';
+import { byId } from './response.js';
+import { mostNotable, showResults } from './ten-at-once.js';
 
 type State = 'idle' | 'pending' | 'ok' | 'failed';
 
@@ -19,27 +23,54 @@ const FAILED_PARTS: Readonly<Record<string, readonly string[]>> = {
 /** The diagram of the services: highlights the path of a request and shows the duration of each hop. */
 export class Diagram {
   private readonly parts: Map<string, HTMLElement>;
+  private readonly caption = byId('diagram-caption');
+  private readonly attempts = new AttemptList(byId('attempts'), byId('axis-end'));
 
-  constructor(
-    root: HTMLElement,
-    private readonly caption: HTMLElement,
-  ) {
-    const elements = [...root.querySelectorAll<HTMLElement>('[data-part]')];
+  constructor() {
+    const elements = [...byId('diagram').querySelectorAll<HTMLElement>('[data-part]')];
     this.parts = new Map(elements.map((element) => [String(element.dataset.part), element]));
   }
 
   /** Highlights the path of a request that has been sent. */
-  showRequest(method: string, path: string) {
+  showRequest(method: string, path: string, count = 1) {
     const pathParts = PATH_PARTS[targetOf(path)] ?? [];
     for (const [name, part] of this.parts) setState(part, pathParts.includes(name) ? 'pending' : 'idle');
-    this.caption.textContent = `${method} ${path} is in progress …`;
+    this.caption.textContent = `${count > 1 ? `${count} × ` : ''}${method} ${path} in progress …`;
+    byId('outcome').setAttribute('aria-busy', 'true');
   }
 
-  /** Shows how far the request got, how long each hop took, and what failed. */
+  /** Shows how far the request got, each attempt and hop with its time, what failed, and why. */
   showResult(exchange: Exchange) {
+    this.showPath(exchange);
+    this.showOutcome(exchange, exchange.attempts, []);
+  }
+
+  /** Shows the results of concurrent requests, and the path of the one that is most notable. */
+  showResults(exchanges: readonly Exchange[]) {
+    const notable = mostNotable(exchanges);
+    this.showPath(notable);
+    this.caption.textContent = `${exchanges.length} × ${notable.method} ${notable.path}. The path is that of ${notable.failure ? 'one that failed' : 'the slowest'}.`;
+    this.showOutcome(notable, [], exchanges);
+  }
+
+  private showOutcome(exchange: Exchange, attempts: readonly Attempt[], results: readonly Exchange[]) {
+    byId('outcome').removeAttribute('aria-busy');
+    this.attempts.show(attempts, exchange.failure !== undefined);
+    showResults(byId('results'), results);
+    const explanation = explain(exchange);
+    const element = byId('explanation');
+    element.hidden = explanation === undefined;
+    if (explanation === undefined) return;
+    const [what, file, role] = explanation;
+    const code = document.createElement('code');
+    code.textContent = file;
+    element.replaceChildren(`${what} `, code, ` ${role}`);
+  }
+
+  private showPath(exchange: Exchange) {
     const target = targetOf(exchange.path);
-    const hopMs = exchange.timings.get(target);
-    const apiMs = (exchange.timings.get('total') ?? 0) - (hopMs ?? 0);
+    const hopMs = hopMsOf(exchange.attempts);
+    const apiMs = (exchange.totalMs ?? 0) - (hopMs ?? 0);
     const failed = FAILED_PARTS[exchange.failure?.component ?? ''] ?? [];
     for (const name of PATH_PARTS[target] ?? []) {
       const wasReached = hopMs !== undefined || !name.includes(target);
@@ -56,11 +87,6 @@ export class Diagram {
     const label = this.parts.get(name)?.querySelector('.ms');
     if (label) label.textContent = ms === undefined ? '' : `${formatMs(ms)} ms`;
   }
-}
-
-/** Formats milliseconds: one decimal place below 10, none above. */
-export function formatMs(ms: number) {
-  return ms < 10 ? ms.toFixed(1) : ms.toFixed(0);
 }
 
 function targetOf(path: string) {

@@ -13,7 +13,7 @@ const MESSAGES: Readonly<Record<string, string>> = {
   http_response_header_section_size: 'sent response headers that are too large',
   http_response_content_coding: 'sent a response with a content coding that was not requested',
   http_protocol_error: 'sent an invalid HTTP response',
-  connection_limit_reached: 'has too many requests in flight',
+  connection_limit_reached: 'could not be called, because all connections of api to it are busy',
   destination_unavailable: 'failed repeatedly, so api waits a second before it tries again',
   proxy_internal_error: 'could not be called because of an unexpected error in api',
   database_unavailable: 'cannot use its database at the moment',
@@ -22,7 +22,12 @@ const MESSAGES: Readonly<Record<string, string>> = {
 
 /** Describes a failure in a sentence, with its type in parentheses. */
 export function describeFailure({ component, type }: Failure): string {
-  if (component === 'browser') return 'api could not be reached';
+  if (component === 'browser')
+    return type === 'incomplete' ? 'The response was cut off in the middle' : 'api could not be reached';
   const name = component === 'external' ? 'The external API' : component;
+  const [, status] = type.split('received ');
+  if (status !== undefined) return `${name} responded with the status ${status} (${type})`;
+  if (name === 'api' && type === 'connection_limit_reached')
+    return `api has too many requests in flight (${type})`;
   return `${name} ${MESSAGES[type] ?? 'returned an unusable response'} (${type})`;
 }

@@ -1,4 +1,4 @@
-import { formatMs } from './diagram.js';
+import { formatMs } from './attempts.js';
 import { describeFailure } from './errors.js';
 import type { Exchange } from './request.js';
 
@@ -14,7 +14,9 @@ export class RequestHistory {
     const row = this.body.insertRow(0);
     const { startedAt, method, path, status, durationMs, requestId, failure } = exchange;
     row.insertCell().textContent = startedAt.toLocaleTimeString();
-    row.insertCell().append(`${method} ${path}`, ...(failure ? [errorText(describeFailure(failure))] : []));
+    row
+      .insertCell()
+      .append(`${method} ${path}`, ...(failure ? [createErrorText(describeFailure(failure))] : []));
     row.insertCell().textContent = `${status === 0 ? 'none' : status} · ${formatMs(durationMs)} ms`;
     row.insertCell().append(...(requestId ? withCopyButton(requestId) : []));
     if (failure) row.dataset.state = 'failed';
@@ -22,7 +24,7 @@ export class RequestHistory {
   }
 }
 
-function errorText(text: string) {
+function createErrorText(text: string) {
   const element = document.createElement('p');
   element.className = 'error';
   element.textContent = text;

@@ -1,12 +1,14 @@
+import { formatMs } from './attempts.js';
 import { BookForm } from './book-form.js';
 import { Books } from './books.js';
 import { Diagram } from './diagram.js';
 import { RequestHistory } from './history.js';
 import { type Send, send } from './request.js';
-import { byId, markBusy, showResponse } from './response.js';
+import { byId, markBusy, showResponse, showResult } from './response.js';
+import { summarize } from './ten-at-once.js';
 import { Undo } from './undo.js';
 
-const diagram = new Diagram(byId('diagram'), byId('diagram-caption'));
+const diagram = new Diagram();
 const historyTable = byId<HTMLTableElement>('history');
 const requestHistory = new RequestHistory(historyTable.tBodies[0] as HTMLTableSectionElement);
 
@@ -30,6 +32,20 @@ const sendAndShow: Send = async (method, path, options) => {
   return exchange;
 };
 
+async function sendConcurrently(count: number, method: string, path: string) {
+  markBusy();
+  diagram.showRequest(method, path, count);
+  const exchanges = await Promise.all(Array.from({ length: count }, () => sendLogged(method, path)));
+  diagram.showResults(exchanges);
+  const ms = formatMs(Math.max(...exchanges.map(({ durationMs }) => durationMs)));
+  const hasFailed = exchanges.some(({ failure }) => failure);
+  showResult(
+    `${count} × ${method} ${path} · ${ms} ms · request ids in the history`,
+    summarize(exchanges),
+    hasFailed,
+  );
+}
+
 // Ignores clicks while the action runs, so that a double click sends one request.
 function onClick(id: string, action: () => Promise<unknown>) {
   let busy = false;
@@ -42,6 +58,7 @@ function onClick(id: string, action: () => Promise<unknown>) {
 }
 
 onClick('hello', () => sendAndShow('GET', '/hello'));
+onClick('ten', () => sendConcurrently(10, 'GET', '/hello'));
 onClick('data', () => sendAndShow('GET', '/data'));
 
 const senders = { sendAndShow, sendWithDiagram, sendLogged };

@@ -1,8 +1,12 @@
+import { type Attempt, parseAttempts, parseTotalMs } from './attempts.js';
+
 /** A request to api and its response. */
 export interface Exchange {
   method: string;
   path: string;
   startedAt: Date;
+  /** The value of `x-fault` that was sent; empty for none. */
+  fault: string;
   /** Measured by the browser, up to the end of the response body. */
   durationMs: number;
   /** 0 if there was no response. */
@@ -10,15 +14,17 @@ export interface Exchange {
   requestId: string;
   headers: Headers;
   body: string;
-  /** The durations of `Server-Timing` in milliseconds, by name. */
-  timings: ReadonlyMap<string, number>;
+  /** The attempts of api to call a next hop. */
+  attempts: readonly Attempt[];
+  /** The time in api of the whole request; undefined without a response. */
+  totalMs: number | undefined;
   failure: Failure | undefined;
 }
 
 export interface Failure {
-  /** The component that failed: `api`, `api2`, `external`, or `browser` if it could not reach api. */
+  /** The component that failed: `api`, `api2`, `external`, or `browser` if it got no complete response from api. */
   component: string;
-  /** An error type of RFC 9209, a problem code of api, or the status that was received. */
+  /** An error type of RFC 9209, a problem code, or `received` and the status that the next hop sent. */
   type: string;
 }
 
@@ -50,11 +56,17 @@ export async function send(
 ): Promise<Exchange> {
   const startedAt = new Date();
   const startedMs = performance.now();
-  const request = { method, path, startedAt };
+  const fault = path === '/data' ? '' : (document.getElementById('fault') as HTMLSelectElement).value;
+  const request = { method, path, startedAt, fault };
+  let response: Response | undefined;
   try {
-    const response = await fetch(path, {
+    response = await fetch(path, {
       method,
-      headers: { ...(body && { 'content-type': 'application/json' }), ...headers },
+      headers: {
+        ...(body && { 'content-type': 'application/json' }),
+        ...(fault && { 'x-fault': fault }),
+        ...headers,
+      },
       ...(body && { body: JSON.stringify(body) }),
       cache: 'no-store',
       redirect: 'error',
@@ -64,7 +76,7 @@ export async function send(
     const durationMs = performance.now() - startedMs;
     return { ...request, durationMs, ...parseResponse(response, text) };
   } catch {
-    return { ...request, durationMs: performance.now() - startedMs, ...noResponse() };
+    return { ...request, durationMs: performance.now() - startedMs, ...failedExchange(response) };
   }
 }
 
@@ -78,38 +90,45 @@ export function jsonOf<Result>({ body }: Exchange): Result | undefined {
 }
 
 function parseResponse({ status, headers }: Response, body: string) {
+  const proxyStatus = new Map(
+    [...(headers.get('proxy-status') ?? '').matchAll(/;\s*([\w-]+)=([\w-]+)/g)].map(
+      ([, name, value]) => [name, String(value)] as const,
+    ),
+  );
+  const attempts = parseAttempts(headers, proxyStatus.get('error'));
   return {
     status,
     headers,
     body,
     requestId: headers.get('x-request-id') ?? '',
-    timings: parseServerTiming(headers.get('server-timing') ?? ''),
-    failure: failureOf(status, headers.get('proxy-status') ?? '', body),
+    attempts,
+    totalMs: parseTotalMs(headers),
+    failure: failureOf(status, proxyStatus, attempts, body),
   };
 }
 
-function noResponse() {
+// Without a response, api could not be reached. Otherwise, its body was cut off.
+function failedExchange(response: Response | undefined) {
+  if (response !== undefined)
+    return { ...parseResponse(response, ''), failure: { component: 'browser', type: 'incomplete' } };
   const failure = { component: 'browser', type: 'unreachable' };
-  return { status: 0, headers: new Headers(), body: '', requestId: '', timings: new Map(), failure };
+  const headers = new Headers();
+  return { status: 0, headers, body: '', requestId: '', attempts: [], totalMs: undefined, failure };
 }
 
-function parseServerTiming(header: string): Map<string, number> {
-  const metrics = header.matchAll(/([\w-]+);dur=([\d.]+)/g);
-  return new Map([...metrics].map(([, name, ms]) => [String(name), Number(ms)]));
-}
-
-function failureOf(status: number, proxyStatus: string, body: string): Failure | undefined {
-  const parameters = new Map(
-    [...proxyStatus.matchAll(/;\s*([\w-]+)=([\w-]+)/g)].map(([, name, value]) => [name, String(value)]),
-  );
-  const received = parameters.get('received-status');
-  const type = parameters.get('error') ?? (received && `received ${received}`);
-  if (type !== undefined) return { component: parameters.get('next-hop') ?? 'api', type };
+function failureOf(
+  status: number,
+  proxyStatus: ReadonlyMap<string | undefined, string>,
+  attempts: readonly Attempt[],
+  body: string,
+): Failure | undefined {
+  const received = proxyStatus.get('received-status');
+  const type = proxyStatus.get('error') ?? (received && `received ${received}`);
+  if (type !== undefined) return { component: proxyStatus.get('next-hop') ?? 'api', type };
   if (status < 500) return undefined;
-  // Without Proxy-Status, a 503 comes from api2 itself and any other 5xx from api.
-  return { component: status === 503 ? 'api2' : 'api', type: problemCodeOf(body) };
-}
-
-function problemCodeOf(body: string) {
-  return /"code":"(\w+)"/.exec(body)?.[1] ?? 'internal_error';
+  // Without Proxy-Status, api passes on the status of a next hop that responded, and any other 5xx is its own.
+  const [, code] = /"code":"(\w+)"/.exec(body) ?? [];
+  return attempts.some(({ isWinner }) => isWinner)
+    ? { component: 'api2', type: code ?? `received ${status}` }
+    : { component: 'api', type: code ?? 'internal_error' };
 }

@@ -1,4 +1,4 @@
-import { formatMs } from './diagram.js';
+import { formatMs } from './attempts.js';
 import { describeFailure } from './errors.js';
 import type { Exchange } from './request.js';
 
@@ -19,18 +19,23 @@ export function showResponse(
   exchange: Exchange,
   message = exchange.failure ? describeFailure(exchange.failure) : '',
 ) {
-  const { method, path, status, durationMs, requestId, body } = exchange;
-  const summary = document.createElement('p');
-  summary.className = 'summary';
+  const { method, path, status, durationMs, requestId, body, failure } = exchange;
   const parts = [
     `${method} ${path}`,
     status === 0 ? 'no response' : String(status),
     `${formatMs(durationMs)} ms`,
     ...(requestId ? [`request id ${requestId}`] : []),
   ];
-  summary.textContent = parts.join(' · ');
+  showResult(parts.join(' · '), message, failure !== undefined || status >= 400, body);
+}
+
+/** Shows the result of the last action: a summary, a message that explains it, and the response body. */
+export function showResult(summaryText: string, message: string, hasFailed: boolean, body = '') {
+  const summary = document.createElement('p');
+  summary.className = 'summary';
+  summary.textContent = summaryText;
   const element = byId('response');
-  element.dataset.state = status === 0 || status >= 400 ? 'failed' : 'ok';
+  element.dataset.state = hasFailed ? 'failed' : 'ok';
   element.replaceChildren(summary, ...paragraph(message), ...preformatted(body));
   // The keyboard must be able to scroll a long response; a short one needs no tab stop.
   element.tabIndex = element.scrollHeight > element.clientHeight ? 0 : -1;

@@ -33,7 +33,7 @@ export class Undo {
     if (exchange.status !== 201 || book === undefined) return;
     showResponse(exchange, `Added “${book.title}” again as a new book with the id ${book.id}.`);
     const row = this.books.add(book, exchange.headers.get('etag') ?? '');
-    // Another book may have been deleted in the meantime. The offer is then for that one.
+    // Another book may have been deleted in the meantime. Then the offer is for that book.
     if (this.deleted !== deleted) return;
     this.deleted = undefined;
     if (document.activeElement === byId('undo')) row.editButton.focus();
