@@ -311,7 +311,7 @@ describe('faults and attempts', () => {
       await waitForResponse('GET /hello');
       const shown = await attempts().locator('strong').allTextContents();
       expect(shown.map((item) => item.split(' · ')[0])).toEqual(outcomes);
-      for (const item of shown) expect(item).toMatch(/^[a-z_]+ · [\d.]+ ms(, an error status)?$/);
+      for (const item of shown) expect(item).toMatch(/^[a-z_]+ · [\d.]+ ms(, status 503)?$/);
       if (text === '') expect(await explanation().isVisible()).toBe(false);
       else expect(await explanation().textContent()).toContain(text);
       expect(await caption().textContent()).toMatch(/api2 took [\d.]+ ms/);

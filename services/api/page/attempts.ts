@@ -1,3 +1,5 @@
+import type { Failure } from './request.js';
+
 /** One attempt of api to get a response from a next hop. */
 export interface Attempt {
   kind: 'first' | 'retry' | 'hedge';
@@ -65,25 +67,25 @@ export class AttemptList {
     private readonly axisEnd: HTMLElement,
   ) {}
 
-  /** @param hasFailed whether the response that api used has an error status */
-  show(attempts: readonly Attempt[], hasFailed: boolean) {
+  /** @param failure why the response that api used is not a success */
+  show(attempts: readonly Attempt[], failure: Failure | undefined) {
     const totalMs = hopMsOf(attempts) ?? 0;
     this.list.replaceChildren(
-      ...attempts.map((attempt, index) => createItem(attempt, index + 1, totalMs, hasFailed)),
+      ...attempts.map((attempt, index) => createItem(attempt, index + 1, totalMs, failure)),
     );
     this.axisEnd.textContent = `${formatMs(totalMs)} ms`;
     (this.list.parentElement as HTMLElement).hidden = attempts.length === 0;
   }
 }
 
-function createItem(attempt: Attempt, number: number, totalMs: number, hasFailed: boolean) {
-  const { kind, startMs, durationMs, outcome, replica, isWinner } = attempt;
+function createItem(attempt: Attempt, number: number, totalMs: number, failure: Failure | undefined) {
+  const { kind, startMs, durationMs, outcome, replica } = attempt;
   const item = document.createElement('li');
-  const isUsable = isWinner && !hasFailed;
-  item.dataset.state = isUsable ? 'ok' : outcome === 'cancelled' ? 'cancelled' : 'failed';
+  const note = noteOf(attempt, failure);
+  item.dataset.state =
+    outcome === 'ok' && note === '' ? 'ok' : outcome === 'cancelled' ? 'cancelled' : 'failed';
   const name =
     kind === 'first' ? `Attempt ${number}` : `Attempt ${number}, ${kind} at ${formatMs(startMs)} ms`;
-  const note = outcome === 'ok' && !isUsable ? ', an error status' : '';
   const result = createElement('strong', `${outcome} · ${formatMs(durationMs)} ms${note}`);
   const bar = createElement('span', '');
   bar.className = 'bar';
@@ -92,6 +94,14 @@ function createItem(attempt: Attempt, number: number, totalMs: number, hasFailed
   bar.style.width = `${(100 * durationMs) / totalMs}%`;
   item.append(`${name}${replica === undefined ? '' : `, replica ${replica}`}: `, result, bar);
   return item;
+}
+
+// The outcome `ok` only says that there was a response.
+function noteOf({ outcome, isWinner }: Attempt, failure: Failure | undefined) {
+  if (outcome !== 'ok' || (isWinner && failure === undefined)) return '';
+  if (!isWinner) return ', an error status';
+  const [, status] = /^received (\d+)$/.exec(failure?.type ?? '') ?? [];
+  return status === undefined ? ', not usable' : `, status ${status}`;
 }
 
 function createElement(name: string, text: string) {

@@ -22,9 +22,10 @@ const INCOMPLETE: Explanation = [
   'reads the whole response before api uses any of it, so half a response never reaches the browser.',
 ];
 
-/** Explains a request by its attempts and its failure. Returns undefined if there is nothing to explain. */
+/** Explains a request to api2 by its attempts and its failure. Returns undefined if there is nothing to explain. */
 export function explain(exchange: Exchange): Explanation | undefined {
-  const { attempts, failure, method, fault } = exchange;
+  const { attempts, failure, method, path, fault } = exchange;
+  if (path === '/data') return undefined;
   const winner = attempts.find(({ isWinner }) => isWinner);
   if (failure?.type === 'destination_unavailable') return OPEN_CIRCUIT;
   if (failure?.type === 'incomplete') return CUT_OFF;
@@ -50,7 +51,7 @@ function explainWinner(attempts: readonly Attempt[], winner: Attempt): Explanati
   return [
     `api2 had not responded after ${formatMs(hedge.startMs)} ms, so api sent the same request once more (a hedge); ${who} got a response first and won, and api cancelled the other one.`,
     'packages/next-hop/src/hedge-delay.ts',
-    'chooses how long to wait, so that only unusually slow requests are sent twice.',
+    'chooses that time from the recent response times, so that only unusually slow requests are sent twice.',
   ];
 }
 
