@@ -370,7 +370,11 @@ describe('faults and attempts', () => {
       await started('api2', { HOST, PORT: String(api2.port), FAULTS: 'on' });
     const lookup = async () =>
       ['127.0.0.1', '127.0.0.2', '127.0.0.3'].map((address) => ({ address, family: 4 }));
-    const balanced = createTestApi(`http://api2.test:${api2.port}`, { lookup, faults: true });
+    const balanced = createTestApi(`http://api2.test:${api2.port}`, {
+      lookup,
+      faults: true,
+      timeoutMs: 2000,
+    });
     const server = balanced.app.listen(0, '127.0.0.1');
     await once(server, 'listening');
     api = { ...api, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` };
