@@ -1,5 +1,3 @@
-import type { Failure } from './request.js';
-
 /** One attempt of api to get a response from a next hop. */
 export interface Attempt {
   kind: 'first' | 'retry' | 'hedge';
@@ -67,21 +65,21 @@ export class AttemptList {
     private readonly axisEnd: HTMLElement,
   ) {}
 
-  /** @param failure why the response that api used is not a success */
-  show(attempts: readonly Attempt[], failure: Failure | undefined) {
+  /** @param failureType why the response that api used is not a success */
+  show(attempts: readonly Attempt[], failureType: string | undefined) {
     const totalMs = hopMsOf(attempts) ?? 0;
     this.list.replaceChildren(
-      ...attempts.map((attempt, index) => createItem(attempt, index + 1, totalMs, failure)),
+      ...attempts.map((attempt, index) => createItem(attempt, index + 1, totalMs, failureType)),
     );
     this.axisEnd.textContent = `${formatMs(totalMs)} ms`;
     (this.list.parentElement as HTMLElement).hidden = attempts.length === 0;
   }
 }
 
-function createItem(attempt: Attempt, number: number, totalMs: number, failure: Failure | undefined) {
+function createItem(attempt: Attempt, number: number, totalMs: number, failureType: string | undefined) {
   const { kind, startMs, durationMs, outcome, replica } = attempt;
   const item = document.createElement('li');
-  const note = noteOf(attempt, failure);
+  const note = noteOf(attempt, failureType);
   item.dataset.state =
     outcome === 'ok' && note === '' ? 'ok' : outcome === 'cancelled' ? 'cancelled' : 'failed';
   const name =
@@ -97,10 +95,10 @@ function createItem(attempt: Attempt, number: number, totalMs: number, failure: 
 }
 
 // The outcome `ok` only says that there was a response.
-function noteOf({ outcome, isWinner }: Attempt, failure: Failure | undefined) {
-  if (outcome !== 'ok' || (isWinner && failure === undefined)) return '';
+function noteOf({ outcome, isWinner }: Attempt, failureType: string | undefined) {
+  if (outcome !== 'ok' || (isWinner && failureType === undefined)) return '';
   if (!isWinner) return ', an error status';
-  const [, status] = /^received (\d+)$/.exec(failure?.type ?? '') ?? [];
+  const [, status] = /^received (\d+)$/.exec(failureType ?? '') ?? [];
   return status === undefined ? ', not usable' : `, status ${status}`;
 }
 

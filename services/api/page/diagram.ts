@@ -55,7 +55,7 @@ export class Diagram {
 
   private showOutcome(exchange: Exchange, attempts: readonly Attempt[], results: readonly Exchange[]) {
     byId('outcome').removeAttribute('aria-busy');
-    this.attempts.show(attempts, exchange.failure);
+    this.attempts.show(attempts, exchange.failure?.type);
     showResults(byId('results'), results);
     const explanation = explain(exchange);
     const element = byId('explanation');
