@@ -42,7 +42,7 @@ async function takeScreenshot({ url }: Program) {
   const browser = await chromium.launch(CHROMIUM);
   try {
     const page = await browser.newPage({
-      viewport: { width: 1100, height: 720 },
+      viewport: { width: 1280, height: 760 },
       deviceScaleFactor: 1.5,
       colorScheme: 'light',
     });

@@ -7,7 +7,7 @@ type Explanation = readonly [what: string, file: string, role: string];
 const EXCHANGE = 'packages/next-hop/src/exchange.ts';
 
 const OPEN_CIRCUIT: Explanation = [
-  'Most of the recent requests to api2 failed, so the circuit is open: api responds at once, without calling api2.',
+  'Most of the recent requests to api2 failed, so the circuit is open: api responds without calling api2.',
   'packages/next-hop/src/circuit-breaker.ts',
   'lets one request through after a second, and closes the circuit if that succeeds.',
 ];
