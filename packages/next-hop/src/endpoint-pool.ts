@@ -16,8 +16,6 @@ export interface EndpointPoolOptions {
   connections: number;
   /** Returns a dispatcher with at most `connections` connections to one address; none is opened before it is needed. */
   open: (address: LookupAddress, connections: number) => Dispatcher;
-  /** How long an endpoint may leave requests without a response before it is ejected, in milliseconds. */
-  maxSilenceMs: number;
   lookup?: Lookup | undefined;
   /** Called when the name resolves again after it did not. */
   onResolvedAgain?: () => void;
@@ -61,10 +59,10 @@ export class EndpointPool {
     return best;
   }
 
-  /** Returns an ejected endpoint that is due for a probe. While all are ejected, all are used and need no probe. */
+  /** Returns an endpoint that is due for a probe. While all others are ejected, it is used in any case. */
   dueForProbe(nowMs: number): Endpoint | undefined {
     const due = this.endpoints.find((endpoint) => endpoint.isDueForProbe(nowMs));
-    return due !== undefined && this.endpoints.some((endpoint) => !endpoint.isEjected) ? due : undefined;
+    return this.endpoints.some((endpoint) => endpoint !== due && !endpoint.isEjected) ? due : undefined;
   }
 
   /** Records a failure of `endpoint`, or a response with 502, 503 or 504. */
@@ -73,10 +71,10 @@ export class EndpointPool {
     this.ejectIfUnreliable(endpoint, nowMs);
   }
 
-  /** Records that `endpoint` closed a connection on which a request was sent at `sentMs`. */
-  closedConnection(endpoint: Endpoint, sentMs: number, nowMs: number) {
+  /** Records that `endpoint` closed a connection before it responded. */
+  closedConnection(endpoint: Endpoint, nowMs: number) {
     endpoint.countFailure();
-    endpoint.suspect(sentMs, nowMs);
+    endpoint.suspect();
     this.ejectIfUnreliable(endpoint, nowMs);
   }
 
@@ -174,7 +172,7 @@ export class EndpointPool {
   private keepOrOpen(previous: Endpoint | undefined, found: LookupAddress, maxConnections: number) {
     if (previous?.maxConnections === maxConnections) return previous;
     const open = (connections: number) => this.options.open(found, connections);
-    return new Endpoint(found.address, maxConnections, this.options.maxSilenceMs, open, previous);
+    return new Endpoint(found.address, maxConnections, open, previous);
   }
 }
 

@@ -1,6 +1,6 @@
 import { type Dispatcher, Pool } from 'undici';
 
-const SUSPICIONS_BEFORE_EJECTION = 3;
+const SUSPICIONS_BEFORE_PROBE = 2;
 const FAILURES_BEFORE_EJECTION = 5;
 const OUTCOMES_MASK = 2 ** 20 - 1;
 const FIRST_EJECTION_MS = 1000;
@@ -8,8 +8,8 @@ const MAX_EJECTION_MS = 30_000;
 
 /**
  * One address of a next hop: its connections, and whether it is ejected. It is ejected immediately when a
- * connection attempt fails, after three suspicions in a row (a slow response, a closed idle connection) and
- * `maxSilenceMs` without a response, and after five other failures or responses with 502, 503 or 504 in a row. A successful probe readmits it; each
+ * connection attempt fails, when a probe fails after two suspicions in a row (a slow response, a closed
+ * idle connection), and after five other failures or responses with 502, 503 or 504 in a row. A successful probe readmits it; each
  * failed one doubles the time to the next.
  */
 export class Endpoint {
@@ -20,7 +20,6 @@ export class Endpoint {
   inFlight = 0;
   isEjected = false;
   private suspicions = 0;
-  private silentSinceMs = 0;
   private consecutiveFailures = 0;
   // The last 20 outcomes, one bit each; 1 is a failure.
   private outcomes = 0;
@@ -30,7 +29,6 @@ export class Endpoint {
   constructor(
     readonly address: string,
     readonly maxConnections: number,
-    private readonly maxSilenceMs: number,
     open: (maxConnections: number) => Dispatcher,
     previous?: Endpoint,
   ) {
@@ -55,8 +53,9 @@ export class Endpoint {
     return this.inFlight >= this.maxConnections;
   }
 
+  /** Whether a probe must decide if the endpoint stays ejected, or if a suspect endpoint is ejected. */
   isDueForProbe(nowMs: number) {
-    return this.isEjected && nowMs >= this.probeAtMs;
+    return nowMs >= this.probeAtMs && (this.isEjected || this.suspicions >= SUSPICIONS_BEFORE_PROBE);
   }
 
   /** Prevents other probes until this one has ended. */
@@ -74,20 +73,22 @@ export class Endpoint {
   /** Called after a complete response other than 502, 503 and 504. */
   succeeded() {
     this.suspicions = 0;
+    this.probeAtMs = 0;
     this.consecutiveFailures = 0;
     this.outcomes = (this.outcomes << 1) & OUTCOMES_MASK;
     this.isEjected = false;
     this.ejectionMs = FIRST_EJECTION_MS;
   }
 
-  /**
-   * Called when an attempt that was sent at `sentMs` has a slow response, or when an idle connection was closed. Three
-   * suspicions in a row eject the endpoint, unless they are so close together that a short pause explains them.
-   */
-  suspect(sentMs: number, nowMs: number) {
-    if (this.suspicions++ === 0) this.silentSinceMs = sentMs;
-    const isSilent = nowMs - this.silentSinceMs >= this.maxSilenceMs;
-    if (isSilent && this.suspicions >= SUSPICIONS_BEFORE_EJECTION) this.eject(nowMs);
+  /** Called after a slow response or a closed idle connection, which alone prove nothing. */
+  suspect() {
+    this.suspicions++;
+  }
+
+  probeFailed(nowMs: number) {
+    // If other requests had a response in the meantime, only the probe was slow.
+    if (this.isEjected || this.suspicions > 0) this.eject(nowMs);
+    else this.probeAtMs = 0;
   }
 
   /** Called after a failure or a response with 502, 503 or 504. Five in a row eject the endpoint. */

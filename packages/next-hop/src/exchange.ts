@@ -104,7 +104,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
       ? setTimeout(hedge, this.hedgeDelayMs, this)
       : setTimeout(expire, this.timeoutMs, this);
     this.send('first');
-    if (this.request.allowProbe !== false && !this.hasEnded) this.probeEjected();
+    if (this.request.allowProbe !== false && !this.hasEnded) this.sendProbe();
   }
 
   /** Cancels the exchange. If `reason` is a `NextHopError`, the response is unusable, which counts as a failure. */
@@ -145,7 +145,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     // A queued attempt says nothing about the endpoint, so don't hedge it.
     if (this.hasEnded || late === undefined || late.isQueued || this.winner !== undefined) return;
     const nowMs = performance.now();
-    late.endpoint.suspect(late.sentMs, nowMs);
+    late.endpoint.suspect();
     const other = this.hop.endpoints.choose(late.endpoint);
     // Don't hedge if the hedge would be queued.
     if (other === undefined || other.isBusy || !this.hop.budget.withdraw(nowMs)) return;
@@ -315,7 +315,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     const { endpoints } = this.hop;
     if (ENDPOINT_FAILURES.has(code)) return endpoints.failed(endpoint, nowMs);
     if (!CONNECTION_FAILURES.has(code)) return;
-    if (mayHaveBeenIdle(attempt, code)) endpoints.closedConnection(endpoint, attempt.sentMs, nowMs);
+    if (mayHaveBeenIdle(attempt, code)) endpoints.closedConnection(endpoint, nowMs);
     else endpoint.eject(nowMs);
     endpoints.refresh();
   }
@@ -331,12 +331,12 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   // With the suspicion of its hedge, a response that is slower than the one to a later attempt counts twice. Without
   // its time so far, the hedge delay would not adapt to a next hop that has become slow.
   private recordSlow(attempt: Attempt, nowMs: number) {
-    attempt.endpoint.suspect(attempt.sentMs, nowMs);
+    attempt.endpoint.suspect();
     this.hop.hedgeDelay.record(nowMs - attempt.sentMs);
   }
 
   // The probe is a copy of this request, or a HEAD request for its path if it must not be repeated.
-  private probeEjected() {
+  private sendProbe() {
     const endpoint = this.hop.endpoints.dueForProbe(this.startedMs);
     if (endpoint === undefined || !this.hop.budget.withdraw(this.startedMs)) return;
     endpoint.startProbe();

@@ -127,6 +127,31 @@ describe('several addresses', () => {
     expect(frozen.requests()).toBe(requests);
   });
 
+  test('replicas that become slower than another one are hedged, but not ejected', async () => {
+    let isSlow = false;
+    const [fast] = await replicas('127.0.0.1');
+    for (const host of three.slice(1)) {
+      const slower = await httpUpstream(
+        (_req, res) => void setTimeout(() => res.end(host), isSlow ? 50 : 0),
+        host,
+        fast?.port,
+      );
+      cleanups.push(() => slower.close());
+    }
+    const hop = clientOf(`http://hop.test:${fast?.port}`, { lookup: addressesOf(three) });
+    for (let i = 0; i < 500; i++) await measure(hop);
+    isSlow = true;
+    const ejected = new Set<string>();
+    const responses = [];
+    for (let i = 0; i < 200; i++) {
+      responses.push(measure(hop));
+      await sleep(5);
+      for (const address of hop.ejectedAddresses) ejected.add(address);
+    }
+    await Promise.all(responses);
+    expect([...ejected]).toEqual([]);
+  });
+
   /** Starts three replicas. Those in `broken` respond 503 immediately, the others 200 after 50 ms. */
   async function threeWithBroken(broken: ReadonlySet<string>) {
     const first = await httpUpstream((_req, res) => void res.end(), '127.0.0.1');

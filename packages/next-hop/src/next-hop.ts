@@ -95,7 +95,6 @@ export class NextHop<Context = unknown> extends Dispatcher {
           factory
             ? factory(this.origin, { address, connections: share })
             : this.openPool(address, share, options.connect),
-        maxSilenceMs: timeoutMs / 4,
         onResolvedAgain: () => this.hop.breaker.probeNow(),
       }),
       budget: new RetryBudget(),

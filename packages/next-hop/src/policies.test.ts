@@ -12,7 +12,6 @@ async function poolOf(...ips: string[]) {
   const pool = new EndpointPool({
     hostname: 'hop',
     connections: 8,
-    maxSilenceMs: 500,
     open: () => dispatcher,
     lookup,
   });
@@ -39,7 +38,7 @@ describe('the choice of an endpoint', () => {
 });
 
 describe('ejection', () => {
-  const createEndpoint = () => new Endpoint('127.0.0.1', 8, 500, () => new MockAgent());
+  const createEndpoint = () => new Endpoint('127.0.0.1', 8, () => new MockAgent());
 
   test('ejects an endpoint after five failures in a row, but not after four and a success', () => {
     const endpoint = createEndpoint();
@@ -51,14 +50,23 @@ describe('ejection', () => {
     expect(endpoint.isEjected).toBe(true);
   });
 
-  test('ejects an endpoint after three suspicions in a row and 500 ms without a response, but not after a short pause', () => {
+  test('ejects an endpoint when a probe fails after two suspicions in a row and no response since', () => {
     const endpoint = createEndpoint();
-    for (let nowMs = 10; nowMs < 500; nowMs += 10) endpoint.suspect(0, nowMs);
-    expect(endpoint.isEjected).toBe(false);
+    endpoint.suspect();
     endpoint.succeeded();
-    for (const nowMs of [510, 1010]) endpoint.suspect(500, nowMs);
+    endpoint.suspect();
+    expect(endpoint.isDueForProbe(0)).toBe(false);
+    endpoint.suspect();
+    expect(endpoint.isDueForProbe(0)).toBe(true);
+    endpoint.startProbe();
+    expect(endpoint.isDueForProbe(0)).toBe(false);
+    endpoint.succeeded();
+    endpoint.probeFailed(0);
     expect(endpoint.isEjected).toBe(false);
-    endpoint.suspect(1000, 1020);
+    endpoint.suspect();
+    endpoint.suspect();
+    endpoint.startProbe();
+    endpoint.probeFailed(0);
     expect(endpoint.isEjected).toBe(true);
   });
 

@@ -2,7 +2,7 @@ import type { Dispatcher } from 'undici';
 import type { Endpoint } from './endpoint';
 import { isGatewayError } from './errors';
 
-/** A request that checks whether an ejected endpoint responds again. Its response is discarded. */
+/** A request that checks whether an ejected or suspect endpoint responds. Its response is discarded. */
 export class Probe implements Dispatcher.DispatchHandler {
   private controller: Dispatcher.DispatchController | undefined;
   private readonly timer: NodeJS.Timeout;
@@ -44,7 +44,7 @@ export class Probe implements Dispatcher.DispatchHandler {
   private fail() {
     if (this.hasEnded) return;
     this.end();
-    this.endpoint.eject(performance.now());
+    this.endpoint.probeFailed(performance.now());
     this.controller?.abort(new Error('probe failed'));
   }
 
