@@ -53,7 +53,7 @@ export interface RequestedFault {
 /** Parses `x-fault`, a structured field item (RFC 9651). Returns undefined if the value is invalid. */
 export function parseFault(value: string): RequestedFault | undefined {
   const [name, parameters] = parse(value) ?? [];
-  // The parser makes no difference between 1 and 1.0, but all parameters are integers.
+  // The parser does not distinguish 1.0 from 1, but all parameters must be integers.
   if (!(name instanceof Token) || parameters === undefined || value.includes('.')) return undefined;
   const { data: kind } = faultFields.kind.safeParse(name.toString());
   if (kind === undefined) return undefined;

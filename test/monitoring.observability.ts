@@ -113,7 +113,7 @@ async function firingAlerts() {
   return alerts.filter(({ state }) => state === 'firing').map(({ labels }) => labels);
 }
 
-/** The labels of the alert once it fires. */
+/** Resolves when the alert fires with these labels. */
 async function firing(name: string, expected: Record<string, string> = {}) {
   let found: Record<string, string> | undefined;
   await until(`${name} fires`, async () => {

@@ -160,7 +160,7 @@ describe('a fault in x-fault applies to its request', () => {
     expect(response.attempts).toMatch(/^first;start=0\.00;replica=1, retry;start=[\d.]+;replica=2$/);
   });
 
-  test('it wins over the switch, also when its first attempt alone is affected', async () => {
+  test('it takes precedence over the switch, even if only its first attempt is affected', async () => {
     await setFault({ kind: 'status', status: 500 });
     cleanups.push(clearFault);
     expect((await call(`${api.url}/hello`)).text).toBe('Error from api2: 500');
@@ -237,7 +237,7 @@ describe('an invalid x-fault', () => {
     expect(JSON.parse(response.text)).toMatchObject({ status: 400, code: 'invalid_fault' });
   });
 
-  test('does not matter on a method that is not allowed, and on other routes', async () => {
+  test('is ignored on a method that is not allowed, and on other routes', async () => {
     expect((await call(`${api.url}/hello`, 'boom', { method: 'DELETE' })).status).toBe(405);
     expect((await call(`${api.url}/openapi.json`, 'boom')).status).toBe(200);
   });
@@ -264,7 +264,7 @@ describe('without FAULTS=on', () => {
 });
 
 describe('a request with x-fault', () => {
-  test('is not forwarded to the external API', async () => {
+  test('does not pass its header on to the external API', async () => {
     const seen: string[] = [];
     const external = await httpUpstream((req, res) => {
       seen.push(...Object.keys(req.headers));

@@ -37,7 +37,7 @@ async function main() {
     await services.restore();
     process.exit(code);
   };
-  // The reader of a pipe has gone.
+  // The reader of the output has gone away, for example `head`.
   process.stdout.on('error', () => void stop(1));
   process.once('SIGINT', () => void stop(130));
   process.once('SIGTERM', () => void stop(143));
@@ -52,13 +52,15 @@ async function showSteps(tour: Tour, { step, yes }: { step?: string; yes?: boole
   const { services } = tour;
   const steps = stepsFor(services);
   print(`The tour uses ${services.description}. Each step runs the commands that it shows.`);
+  if (step !== undefined && steps[Number(step) - 1] === undefined)
+    throw new TourError(`--step must be a number from 1 to ${steps.length}.`);
   for (const [i, candidate] of steps.entries()) {
     if (step !== undefined && Number(step) !== i + 1) continue;
     if (!yes) await pause();
     await showStep(tour, candidate, i + 1, steps.length);
   }
   print();
-  if (tour.failures === 0) return print('Everything that the tour said was shown.', { style: 'green' });
+  if (tour.failures === 0) return print('Everything that the tour claimed was shown.', { style: 'green' });
   print(`${tour.failures} of the tour's claims were not shown. Look for NOT SHOWN above.`, { style: 'red' });
   process.exitCode = 1;
 }

@@ -85,7 +85,7 @@ async function findProblem(services: Services) {
     return 'api does not serve its metrics on its admin port';
   for (const deadline = Date.now() + LOG_TIMEOUT_MS; Date.now() < deadline; await sleep(100))
     if ((await logLinesOf(services, requestId).catch(() => [])).length > 0) return undefined;
-  return `the tour cannot read the log of api at ${url}: start it with \`${restart}\``;
+  return `the tour cannot read the log of api at ${url}: start it with \`${hasDocker ? 'docker compose up' : restart}\``;
 }
 
 function runningServices(url: string, adminUrl: string, logFile: string): Services {

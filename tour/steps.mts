@@ -41,7 +41,7 @@ const oneHop: Step = {
 
 const status: Step = {
   title: 'A status is a response',
-  text: 'The header x-fault makes api2 respond with 503. A 503 is a response, so api names it to its client and in Proxy-Status. With more than one replica, api would try another one first.',
+  text: 'The header x-fault makes api2 respond with 503. A 503 is a response, so api reports it to its client and in Proxy-Status. With more than one replica, api would first retry on another one.',
   act: (tour) =>
     tour.run(hello(tour, 'status;code=503'), {
       'api names the status': /^HTTP\/1\.1 500 .*\n\nError from api2: 503$/s,
@@ -92,11 +92,11 @@ const deadline: Step = {
 };
 
 const truncated: Step = {
-  title: 'The response breaks off',
+  title: 'The response is cut off',
   text: 'api2 closes the connection in the middle of the body. api reads the whole body before it sends a byte, so the client gets an error rather than half a text.',
   act: (tour) =>
     tour.run(hello(tour, 'truncate'), {
-      'api responds 500 without the half text': /^HTTP\/1\.1 500 .*\n\nInternal error contacting api2$/s,
+      'api responds 500 without the partial text': /^HTTP\/1\.1 500 .*\n\nInternal error contacting api2$/s,
       'Proxy-Status names the failure': /^proxy-status: api; error=http_response_incomplete; next-hop=api2$/m,
     }),
   logLines: { api: 1, api2: 1 },
@@ -123,7 +123,7 @@ const circuit: Step = {
 
 const relay: Step = {
   title: 'The relay: /data',
-  text: 'api fetches the JSON of an external API and relays it through a shared cache; Cache-Status says where it came from. Nothing that the client sends goes to the external API, so api2 is not involved. Without Internet access, you see how api names that failure.',
+  text: 'api fetches the JSON of an external API and relays it through a shared cache; Cache-Status says where it came from. Nothing that the client sends goes to the external API, and api2 is not involved. Without Internet access, you see how api names that failure.',
   act: (tour) =>
     tour.run(`curl -i ${tour.url}/data`, {
       'api responds with the data, or names the failure':
@@ -135,7 +135,7 @@ const relay: Step = {
 
 const idempotency: Step = {
   title: 'A POST is never sent twice, but its client may repeat it',
-  text: 'api2 adds a book, then breaks off its response. api passes on what arrived and closes the connection, too; it never sends a POST twice. The client repeats the request with the same Idempotency-Key, and gets the book that the first request added.',
+  text: 'api2 adds a book, then closes the connection in the middle of its response. api passes on what arrived and closes its connection, too; it never sends a POST twice. The client repeats the request with the same Idempotency-Key, and gets the book that the first request added.',
   async act(tour) {
     const add = `curl -i ${tour.url}/books ${JSON_TYPE} \\\n    -H 'idempotency-key: tour-${Date.now()}' \\\n    -d '{"title": "Emma", "author": "Jane Austen"}'`;
     const broken = await tour.run(`${add} -H 'x-fault: truncate'`, {
@@ -196,7 +196,7 @@ const scale: Step = {
   metrics: { [exchanges('status="200",error=""')]: 31 },
 };
 
-/** Sends requests and disturbs one replica; `commands` returns what does both. */
+/** Sends requests and disturbs one replica; `commands` returns the commands for both. */
 function disturb(
   title: string,
   text: string,
@@ -220,13 +220,13 @@ function disturb(
 
 const restart = disturb(
   'A replica restarts',
-  'While 3000 requests are sent, one replica restarts. It finishes its requests in flight before it exits; api moves to the other two. No request fails.',
+  'While 3000 requests are sent, one replica restarts. It finishes its requests in flight before it exits; api uses the other two. No request fails.',
   (tour) => `${countStatuses(tour, 3000)} &\ndocker restart "$replica"; wait`,
 );
 
 const kill = disturb(
   'A replica is killed',
-  'While 3000 requests are sent, one replica gets kill -9, which no program can handle. api sends the requests that this interrupts again, to another replica. No request fails.',
+  'While 3000 requests are sent, one replica gets kill -9, which no program can handle. api retries the interrupted requests on another replica. No request fails.',
   (tour) =>
     `${countStatuses(tour, 3000)} &\ndocker kill --signal KILL "$replica"; docker start "$replica"; wait`,
   { 'http_client_retries_total{next_hop="api2",': 1 },

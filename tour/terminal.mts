@@ -26,7 +26,7 @@ export function printCommand(command: string) {
   if (!muted) process.stdout.write(`${styleText('bold', `$ ${command}`)}\n`);
 }
 
-/** Prints nothing more. */
+/** Suppresses all further output. */
 export function mute() {
   muted = true;
 }

@@ -79,7 +79,7 @@ export async function showStep(tour: Tour, step: Step, number: number, steps: nu
   }
 }
 
-/** Runs a command in a shell. A failure of the command shows in its output. */
+/** Runs a command in a shell. Resolves to its standard output, even if the command fails. */
 export function shell(command: string): Promise<string> {
   return new Promise((resolve) => {
     exec(command, { maxBuffer: 2 ** 26 }, (_error, stdout) => resolve(stdout.replaceAll('\r', '').trim()));

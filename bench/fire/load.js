@@ -1,6 +1,6 @@
 import { Agent } from 'undici';
 
-/** A response that comes later after the request than this is a failure, whatever it is: the deadline and a margin. */
+/** Any response that takes longer than this counts as a failure: the deadline plus a margin. */
 const LATE_MS = 2100;
 const GIVE_UP_MS = 10_000;
 

@@ -29,7 +29,7 @@ const FORMATS = {
 };
 // Lower is better everywhere else.
 const BETTER = { share: (a, b) => Math.abs(a - 2 / 3) < Math.abs(b - 2 / 3) };
-// Requests that never reached api2 are no advantage.
+// Fewer requests can mean that some never reached api2, so a low number is no advantage.
 const NOT_RANKED = new Set(['requests']);
 
 const selected = (variable, all) => process.env[variable]?.split(',') ?? Object.keys(all);
@@ -42,7 +42,7 @@ async function measureAll() {
   for (const client of clients)
     for (const scenario of scenarios) {
       const run = () => SCENARIOS[scenario].run(client);
-      // A command of a busy Docker engine can fail, which must not end a run of 20 minutes.
+      // A Docker command can fail on a busy engine. That must not end a run of 20 minutes.
       const { samples, ...figures } = await run().catch((error) => {
         process.stdout.write(`${client}, ${scenario}: repeated after an error: ${error.message}\n`);
         return run();
@@ -118,9 +118,9 @@ async function report() {
 
 ${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${await versions()}, next-hop from this repository. All figures are from one run of \`npm run bench:fire\`.
 
-A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. Caller and three replicas of api2 are containers of one Docker network; 200 requests per second come from the host, whatever the responses are. Each scenario starts with a new caller, which gets requests for at least two seconds before the measurement. Where one replica of three fails, it is the one that got the most of these requests: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
+A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; 200 requests per second come from the host, whatever the responses are. Each scenario starts with a new caller, which gets requests for at least two seconds before the measurement. Where one replica of three fails, it is the one that got the most of these requests: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
 
-A request failed if it had no complete 2xx response within the deadline of 2 s (and 0.1 s for the measurement). Clients with a timeout for each attempt have one of 650 ms and two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. Requests to api2 is the number of requests that api2 received for each request of the load. Times are in milliseconds, measured by the load generator. The best figures are in bold.
+A request failed if it had no complete 2xx response within the deadline of 2 s (and 0.1 s for the measurement). Clients with a timeout for each attempt have one of 650 ms and two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 received for each request of the load. Times are in milliseconds, measured by the load generator. The best figures are in bold.
 
 ## Failed requests
 

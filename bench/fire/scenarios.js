@@ -15,7 +15,7 @@ export const SCENARIOS = {
   scale: {
     title: 'Scaled from 1 to 3 replicas',
     description:
-      'The share is what the new replicas served together in the seconds 10 to 13 after they were ready; two thirds is even.',
+      'The share is the part of the requests that the two new replicas served together from 10 s to 13 s after they were ready; an even share is two thirds.',
     columns: { share: 'share of the new replicas' },
     async run(client) {
       const [old] = await prepare(client, 1);
@@ -100,7 +100,7 @@ export const SCENARIOS = {
   post: {
     title: '`POST` while replicas are killed with `kill -9`, one after the other, six times',
     description:
-      'Each request stores a book with a title of its own. A title stored twice, and a stored book that is missing although the client reported success, are the only wrong results.',
+      'Each request stores a book with a title of its own. The only wrong results are a title that is stored twice and a book that is missing although the client reported success.',
     columns: { twice: 'stored twice', missing: 'acknowledged and missing' },
     async run(client) {
       const names = await prepare(client, 3);

@@ -48,8 +48,8 @@ export class AttemptTimings {
 }
 
 /**
- * Numbers the addresses of a next hop in the order in which they are first used, so that responses can name the
- * replica without revealing its address.
+ * Numbers the addresses of a next hop in the order in which they first appear in a response, so that responses can
+ * name the replica without revealing its address.
  */
 export class ReplicaNumbers {
   private readonly numbers = new Map<string, number>();

@@ -10,7 +10,7 @@ export interface NextHopObserverOptions {
   name: string;
   log: Logger;
   metrics?: Metrics | undefined;
-  /** Whether attempts carry trace context and `x-attempt-count`, which should not be sent to third parties. */
+  /** Whether the next hop is a third party. Its attempts then have no trace context and no `x-attempt-count`. */
   isThirdParty?: boolean;
   /** Whether responses of the service name the replica of the next hop by a number. */
   showsReplicas?: boolean;

@@ -35,7 +35,7 @@ export class RequestRecord implements AbortSignalLike, Indexed {
   /** Undefined if responses do not name the replica. */
   replicas: ReplicaNumbers | undefined;
   private firstAttempt: AttemptInfo | undefined;
-  /** Undefined while there is nothing to say about attempts but the time of the exchange. */
+  /** Undefined while the time of the exchange is all there is to report about its attempts. */
   private attemptTimings: AttemptTimings | undefined;
   /** Whether a handler is reading the body and the client is still sending it. */
   isReceivingBody = false;

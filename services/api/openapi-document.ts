@@ -58,7 +58,7 @@ export function createDocument() {
         ),
         'X-Attempts': header(
           'The attempts to call the next hop, such as `first;start=0.00, hedge;start=500.31`, with their start in ' +
-            'milliseconds. Present if there was more than one, and with `FAULTS=on`.',
+            'milliseconds. Present if there was more than one or, with `FAULTS=on`, if api2 was called.',
         ),
         'X-Content-Type-Options': header('Always `nosniff`.'),
         'Proxy-Status': header('The failure between api and its next hop (RFC 9209).'),

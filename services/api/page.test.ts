@@ -61,7 +61,7 @@ test('the files that the page names in its explanations exist', () => {
   expect(files.filter((file) => !existsSync(file))).toEqual([]);
 });
 
-test('the page offers faults only if they are enabled, and its ETag tells the difference', async () => {
+test('the page offers faults only if they are enabled, and its ETag depends on that', async () => {
   const enabled = createTestApi('http://127.0.0.1:9', { faults: true });
   const [off, on] = await Promise.all([request(app).get('/'), request(enabled.app).get('/')]);
   await Promise.all([enabled.api2.close(), enabled.external.close()]);

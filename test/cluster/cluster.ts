@@ -17,10 +17,12 @@ const LOCAL_CLUSTER =
 /** Why the tests must not run in a context, or undefined: by default they run only in contexts of local clusters. */
 export function refusalOf(context: string, allowed: string | undefined): string | undefined {
   if (context === '')
-    return 'The tests need a current context of kubectl: select one with `kubectl config use-context NAME`.';
+    return 'The tests need a current kubectl context to run in: select one with `kubectl config use-context NAME`.';
   if (context === allowed || (allowed === undefined && LOCAL_CLUSTER.test(context) && !/prod/i.test(context)))
     return undefined;
-  return `The tests create and delete namespaces and kill processes: to run them in the context ${context}, which is not known as a local cluster, set CLUSTER_CONTEXT=${context}.`;
+  if (allowed !== undefined)
+    return `The current kubectl context is ${context}, but CLUSTER_CONTEXT allows only ${allowed}.`;
+  return `The tests create and delete namespaces and kill processes: to run them in the context ${context}, which is not known to be a local cluster, set CLUSTER_CONTEXT=${context}.`;
 }
 
 /**

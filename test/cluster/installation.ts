@@ -86,7 +86,7 @@ export class Installation {
     });
   }
 
-  /** Waits until the pods of a service that `change` removes have stopped, for `stops`. */
+  /** Runs `change`, and waits until the pods of a service that it removes have stopped. `stops` returns how. */
   async untilStopped(service: ServiceName, change: () => Promise<unknown>) {
     const before = (await this.pods(service)).map(({ name }) => name);
     await hold(this.namespace, before);
@@ -106,7 +106,7 @@ export class Installation {
 
   /**
    * The last log lines of the pods that `untilStopped` waited for, and their exit codes. Kubernetes 1.20 loses some of
-   * both, so one of them must do.
+   * both, so either of them is enough.
    */
   stops() {
     const format = 'jsonpath={.status.containerStatuses[*].state.terminated.exitCode}';
@@ -125,10 +125,10 @@ export class Installation {
     while ((await this.pods(service)).length !== replicas) await sleep(200);
   }
 
-  /** Sends SIGKILL to the service in a pod, and resolves to the time at which it did, in milliseconds since 1970. */
+  /** Sends SIGKILL to the service in a pod, and resolves to the time at which it did so, in milliseconds since 1970. */
   async sigkill({ name, uid, node }: Pod) {
-    // A process cannot kill PID 1 of its own PID namespace, so a pod in that of the node does. Depending on the
-    // cgroup driver, the uid in the name of a cgroup has underscores instead of hyphens.
+    // A process cannot kill PID 1 of its own PID namespace, so a pod in the PID namespace of the node does.
+    // Depending on the cgroup driver, the uid in the name of a cgroup has underscores instead of hyphens.
     const program = `
       const { readdirSync, readFileSync } = require('node:fs');
       for (const id of readdirSync('/proc').filter((entry) => /^[0-9]+$/.test(entry))) {

@@ -97,7 +97,7 @@ test('rollback of api2 with 3 pods: no request fails, and no POST is lost or sto
   expect(new Set(titles).size).toBe(titles.length);
 });
 
-test('forced deletion of one pod of api2 of three: no request fails', async () => {
+test('forced deletion of one of three pods of api2: no request fails', async () => {
   const [pod] = await installation.pods('api2');
   const loads = await installation.underLoad('forced deletion of a pod of api2', async () => {
     await installation.kubectl('delete', 'pod', String(pod?.name), '--grace-period=0', '--force');
@@ -107,7 +107,7 @@ test('forced deletion of one pod of api2 of three: no request fails', async () =
   expect(failuresOf(loads)).toEqual([]);
 });
 
-test('SIGKILL of one pod of api2 of three: no request fails, and the container is restarted', async () => {
+test('SIGKILL of one of three pods of api2: no request fails, and the container is restarted', async () => {
   const pod = (await installation.pods('api2'))[1] as Pod;
   const loads = await installation.underLoad('SIGKILL of a pod of api2', async () => {
     await installation.sigkill(pod);
@@ -145,7 +145,7 @@ test('rollout of api with 2 pods: no request fails', async () => {
   expect(failuresOf(loads)).toEqual([]);
 });
 
-test('SIGKILL of one pod of api of two: no request fails that was sent 2 s later or more', async () => {
+test('SIGKILL of one of two pods of api: no request that is sent 2 s later or more fails', async () => {
   const [pod] = await installation.pods('api');
   let killedAtMs = 0;
   const loads = await installation.underLoad('SIGKILL of a pod of api', async () => {

@@ -15,11 +15,11 @@ const retries = retry(handleAll, {
   maxAttempts: 2,
   backoff: new ExponentialBackoff({ initialDelay: 10, maxDelay: 20 }),
 });
-// The documentation has the five, and ten seconds in place of the one.
+// The documentation's example also opens after five failures, but half-opens after ten seconds.
 const breaker = circuitBreaker(handleAll, { halfOpenAfter: 1000, breaker: new ConsecutiveBreaker(5) });
 const attempt = timeout(650, TimeoutStrategy.Aggressive);
 const getPolicy = wrap(deadline, retries, breaker, attempt);
-// Not retried: api2 may have stored the book before the attempt failed.
+// A POST is not retried, because api2 may have stored the book before the attempt failed.
 const postPolicy = wrap(breaker, attempt);
 
 async function send(path, init) {

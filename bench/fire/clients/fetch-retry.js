@@ -18,6 +18,6 @@ export async function get() {
   }
 }
 
-// Not retried: api2 may have stored the book before the attempt failed.
+// A POST is not retried, because api2 may have stored the book before the attempt failed.
 export const post = (body) =>
   attempt('/books', { method: 'POST', headers: { 'content-type': 'application/json' }, body });

@@ -50,7 +50,7 @@ export class CircuitBreaker {
     this.setState('open');
   }
 
-  /** Ends an admitted exchange without a result. If it was the probe, another exchange may be the next one. */
+  /** Ends an admitted exchange without a result. If it was the probe, the next exchange becomes the probe. */
   cancel(admission: Admission) {
     if (admission === 'probe' && this.state === 'half-open') this.setState('open');
   }

@@ -17,7 +17,7 @@ export interface EndpointPoolOptions {
   /** Returns a dispatcher with at most `connections` connections to one address; none is opened before it is needed. */
   open: (address: LookupAddress, connections: number) => Dispatcher;
   lookup?: Lookup | undefined;
-  /** Called when the name resolves again after it did not. */
+  /** Called when the name resolves again after a failed lookup. */
   onResolvedAgain?: () => void;
   /** How often the name is resolved again. */
   lookupIntervalMs?: number | undefined;
@@ -59,7 +59,7 @@ export class EndpointPool {
     return best;
   }
 
-  /** Returns an endpoint that is due for a probe. While all others are ejected, it is used in any case. */
+  /** Returns an endpoint that is due for a probe, unless all others are ejected: it then gets requests in any case. */
   dueForProbe(nowMs: number): Endpoint | undefined {
     const due = this.endpoints.find((endpoint) => endpoint.isDueForProbe(nowMs));
     return this.endpoints.some((endpoint) => endpoint !== due && !endpoint.isEjected) ? due : undefined;

@@ -8,9 +8,9 @@ const MAX_EJECTION_MS = 30_000;
 
 /**
  * One address of a next hop: its connections, and whether it is ejected. It is ejected immediately when a
- * connection attempt fails, when a probe fails after two suspicions in a row (a slow response, a closed
- * idle connection), and after five other failures or responses with 502, 503 or 504 in a row. A successful probe readmits it; each
- * failed one doubles the time to the next.
+ * connection attempt fails, when a probe fails after two suspicions in a row (a slow response, a closed idle
+ * connection), and after five other failures or responses with 502, 503 or 504 in a row. A successful probe readmits
+ * it; each failed one doubles the time to the next.
  */
 export class Endpoint {
   /** Keep-alive connections. */
@@ -53,7 +53,7 @@ export class Endpoint {
     return this.inFlight >= this.maxConnections;
   }
 
-  /** Whether a probe must decide if the endpoint stays ejected, or if a suspect endpoint is ejected. */
+  /** Whether a probe must decide if this endpoint is readmitted or, if it is only suspect, ejected. */
   isDueForProbe(nowMs: number) {
     return nowMs >= this.probeAtMs && (this.isEjected || this.suspicions >= SUSPICIONS_BEFORE_PROBE);
   }
@@ -80,7 +80,7 @@ export class Endpoint {
     this.ejectionMs = FIRST_EJECTION_MS;
   }
 
-  /** Called after a slow response or a closed idle connection, which alone prove nothing. */
+  /** Called after a slow response or a closed idle connection, neither of which proves a failure. */
   suspect() {
     this.suspicions++;
   }

@@ -44,7 +44,7 @@ export const CONNECTION_FAILURES: ReadonlySet<NextHopErrorCode> = new Set([
   'connection_timeout',
 ]);
 
-/** Failures without a connection. */
+/** Failures in which no connection was established. */
 export const NO_CONNECTION: ReadonlySet<NextHopErrorCode> = new Set([
   'dns_error',
   'dns_timeout',

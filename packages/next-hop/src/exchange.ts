@@ -139,7 +139,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     setImmediate(hedgeNow, this);
   }
 
-  /** Without a response so far, sends the request once more. */
+  /** Sends the request once more if there is no response yet. */
   hedgeNow() {
     const [late] = this.inFlight;
     // A queued attempt says nothing about the endpoint, so don't hedge it.
@@ -328,8 +328,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.inFlight = [winner];
   }
 
-  // With the suspicion of its hedge, a response that is slower than the one to a later attempt counts twice. Without
-  // its time so far, the hedge delay would not adapt to a next hop that has become slow.
+  // The hedge has already recorded a suspicion, so an attempt that a later one overtakes counts twice. Its time so far
+  // is recorded because the hedge delay would otherwise not adapt to a next hop that has become slow.
   private recordSlow(attempt: Attempt, nowMs: number) {
     attempt.endpoint.suspect();
     this.hop.hedgeDelay.record(nowMs - attempt.sentMs);

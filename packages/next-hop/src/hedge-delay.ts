@@ -32,8 +32,8 @@ export class HedgeDelay {
     }
     this.window[position] = bucket;
     this.count(bucket, 1);
-    // Almost all responses are in the first bucket, which does not change the percentile.
-    if (bucket !== evicted || this.responses === MIN_RESPONSES) this.update();
+    // In a full window, replacing a response with one from the same bucket does not change the percentile.
+    if (bucket !== evicted || this.responses <= WINDOW_RESPONSES) this.update();
   }
 
   private count(bucket: number, change: number) {

@@ -214,7 +214,7 @@ describe('several addresses', () => {
     expect(flaky.requests()).toBeLessThan(100);
   });
 
-  test('when all three respond 503, every response is a 503, at most 1.25 attempts per request', async () => {
+  test('when all three respond 503, every response is a 503, with at most 1.25 attempts per request', async () => {
     const { hop, counts } = await threeWithBroken(new Set(three));
     expect(new Set(await statuses(hop, 400))).toEqual(new Set([503]));
     const sent = Object.values(counts).reduce((sum, count) => sum + count, 0);
@@ -603,7 +603,7 @@ describe('under load', () => {
     for (const { ms } of results) expect(ms).toBeLessThan(450);
   });
 
-  test('a next hop that accepts no connections: connection_timeout by the deadline', async () => {
+  test('a request to a next hop that accepts no connections fails with connection_timeout by the deadline', async () => {
     const port = await fullPort('127.0.0.1');
     const { outcome, ms } = await measure(clientOf(`http://127.0.0.1:${port}`));
     expect(outcome).toBe('connection_timeout');

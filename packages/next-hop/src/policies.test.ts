@@ -20,7 +20,7 @@ async function poolOf(...ips: string[]) {
 }
 
 describe('the choice of an endpoint', () => {
-  test('prefers the endpoint to avoid to an ejected one', async () => {
+  test('prefers the endpoint to avoid over an ejected one', async () => {
     const pool = await poolOf('127.0.0.1', '127.0.0.2');
     const [good, bad] = [pool.choose(), pool.choose()];
     bad?.eject(0);
@@ -148,6 +148,14 @@ describe('the hedge delay', () => {
     expect(delayAfter([...times])).toBeGreaterThanOrEqual(50);
     expect(delayAfter([...times])).toBeLessThanOrEqual(55);
     expect(delayAfter([[100, 3000]])).toBe(500);
+    // Two of 200 responses are slow, which is not more than one in a hundred.
+    expect(
+      delayAfter([
+        [98, 1],
+        [2, 200],
+        [100, 1],
+      ]),
+    ).toBe(10);
   });
 
   test('depends on the last 1000 responses only', () => {

@@ -6,7 +6,7 @@ export interface Attempt {
   durationMs: number;
   /** `ok` for any response, `cancelled`, or an error type of RFC 9209. */
   outcome: string;
-  /** The number of the replica; undefined if api does not tell. */
+  /** The number of the replica; undefined if api does not report it. */
   replica: number | undefined;
   /** Whether the response of this attempt is the one that api used. */
   isWinner: boolean;
@@ -15,7 +15,7 @@ export interface Attempt {
 // With these errors, api fails before it sends an attempt.
 const ERRORS_WITHOUT_ATTEMPT: readonly unknown[] = ['destination_unavailable', 'dns_error', 'dns_timeout'];
 
-/** Reads the attempts from `Server-Timing` and `x-attempts`. A single one has no outcome there, only `error` has it. */
+/** Reads the attempts from `Server-Timing` and `x-attempts`. For a single one, the outcome is `error` or `ok`. */
 export function parseAttempts(headers: Headers, error: string | undefined): Attempt[] {
   const timings = parseServerTiming(headers).filter(({ name }) => name !== 'total');
   if (timings.length === 1 && ERRORS_WITHOUT_ATTEMPT.includes(error)) return [];
@@ -39,7 +39,7 @@ export function parseAttempts(headers: Headers, error: string | undefined): Atte
   return attempts;
 }
 
-/** The time in api of the whole request; undefined without a response of api. */
+/** The time that api took for the whole request; undefined without a response from api. */
 export function parseTotalMs(headers: Headers): number | undefined {
   return parseServerTiming(headers).find(({ name }) => name === 'total')?.durationMs;
 }
@@ -97,7 +97,7 @@ function createItem(attempt: Attempt, number: number, totalMs: number, failureTy
 // The outcome `ok` only says that there was a response.
 function noteOf({ outcome, isWinner }: Attempt, failureType: string | undefined) {
   if (outcome !== 'ok' || (isWinner && failureType === undefined)) return '';
-  if (!isWinner) return ', an error status';
+  if (!isWinner) return ', error status';
   const [, status] = /^received (\d+)$/.exec(failureType ?? '') ?? [];
   return status === undefined ? ', not usable' : `, status ${status}`;
 }

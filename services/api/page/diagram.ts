@@ -49,7 +49,7 @@ export class Diagram {
   showResults(exchanges: readonly Exchange[]) {
     const notable = mostNotable(exchanges);
     this.showPath(notable);
-    this.caption.textContent = `${exchanges.length} × ${notable.method} ${notable.path}. The path is that of ${notable.failure ? 'one that failed' : 'the slowest'}.`;
+    this.caption.textContent = `${exchanges.length} × ${notable.method} ${notable.path}. The diagram shows ${notable.failure ? 'one that failed' : 'the slowest one'}.`;
     this.showOutcome(notable, [], exchanges);
   }
 

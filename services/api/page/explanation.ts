@@ -9,10 +9,10 @@ const EXCHANGE = 'packages/next-hop/src/exchange.ts';
 const OPEN_CIRCUIT: Explanation = [
   'Most of the recent requests to api2 failed, so the circuit is open: api responds without calling api2.',
   'packages/next-hop/src/circuit-breaker.ts',
-  'lets one request through after a second, and closes the circuit if that succeeds.',
+  'lets one request through after a second at most, and closes the circuit if that succeeds.',
 ];
 const CUT_OFF: Explanation = [
-  'The response broke off after its start, so api closed the connection instead of making it look complete.',
+  'The response was cut off after it had started, so api closed the connection: it must not look complete.',
   'services/api/gateway.ts',
   'passes on what api2 sends as it arrives.',
 ];
@@ -44,12 +44,16 @@ function explainWinner(attempts: readonly Attempt[], winner: Attempt): Explanati
   if (hedge === undefined) {
     const [{ outcome } = winner] = attempts;
     const failed = outcome === 'ok' ? 'got an error status' : `failed (${outcome})`;
-    const what = `The first attempt ${failed}, so api sent the request again (a retry), and used the response to that.`;
-    return [what, EXCHANGE, 'retries only requests that are safe to repeat, GET and HEAD, at most twice.'];
+    const what = `The first attempt ${failed}, so api sent the request again (a retry) and used the response to the retry.`;
+    return [
+      what,
+      EXCHANGE,
+      'retries at most twice: a GET or HEAD request, or one of which nothing was sent.',
+    ];
   }
   const who = winner === hedge ? 'the hedge' : `attempt ${attempts.indexOf(winner) + 1}`;
   return [
-    `api2 had not responded after ${formatMs(hedge.startMs)} ms, so api sent the same request once more (a hedge); ${who} got a response first and won, and api cancelled the other one.`,
+    `api2 had not responded after ${formatMs(hedge.startMs)} ms, so api sent the same request once more (a hedge); ${who} got a response first and won, and api cancelled the other attempt.`,
     'packages/next-hop/src/hedge-delay.ts',
     'chooses that time from the recent response times, so that only unusually slow requests are sent twice.',
   ];
@@ -65,7 +69,11 @@ function explainFailure(
     ? `api2 did respond, but with an error status, so api responded with ${status}.`
     : `${tried} (${failure?.type}), so api responded with ${status}.`;
   if (!isRepeatable)
-    return [what, EXCHANGE, `does not repeat a ${method}, because api2 may have executed it already.`];
+    return [
+      what,
+      EXCHANGE,
+      `sends a ${method} again only if nothing of it was sent, because api2 may have executed it already.`,
+    ];
   if (hasResponded) return [what, EXCHANGE, 'retries a 502, 503 or 504, but only on another replica.'];
   return failure?.type === 'http_response_timeout'
     ? [what, EXCHANGE, 'sets one deadline for all attempts together, so a user never waits longer than that.']

@@ -16,7 +16,7 @@ export interface Exchange {
   body: string;
   /** The attempts of api to call a next hop. */
   attempts: readonly Attempt[];
-  /** The time in api of the whole request; undefined without a response. */
+  /** The time that api took for the whole request; undefined without a response. */
   totalMs: number | undefined;
   failure: Failure | undefined;
 }

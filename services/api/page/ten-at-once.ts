@@ -1,7 +1,7 @@
 import { formatMs } from './attempts.js';
 import type { Exchange } from './request.js';
 
-/** The slowest of the requests, or the first one that failed. */
+/** The first request that an open circuit rejected, else the first one that failed, else the slowest. */
 export function mostNotable(exchanges: readonly Exchange[]): Exchange {
   const slowest = exchanges.reduce((one, other) => (one.durationMs > other.durationMs ? one : other));
   return exchanges.find(isCircuitOpen) ?? exchanges.find(({ failure }) => failure) ?? slowest;
