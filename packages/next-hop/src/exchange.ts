@@ -148,7 +148,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     late.endpoint.suspect();
     const other = this.hop.endpoints.choose(late.endpoint);
     // Don't hedge if the hedge would be queued.
-    if (other === undefined || other.isBusy || !this.hop.budget.withdraw(nowMs)) return;
+    if (other === undefined || other.isBusy || !this.hop.budget.withdrawHedge(nowMs)) return;
     this.send('hedge', late.endpoint);
   }
 
@@ -338,7 +338,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   // The probe is a copy of this request, or a HEAD request for its path if it must not be repeated.
   private sendProbe() {
     const endpoint = this.hop.endpoints.dueForProbe(this.startedMs);
-    if (endpoint === undefined || !this.hop.budget.withdraw(this.startedMs)) return;
+    if (endpoint === undefined || !this.hop.budget.withdrawHedge(this.startedMs)) return;
     endpoint.startProbe();
     this.hop.observer.probeStarted?.(endpoint.address);
     const { isRepeatable, request, origin, path } = this;

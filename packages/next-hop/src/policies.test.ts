@@ -114,6 +114,14 @@ describe('the retry budget', () => {
     expect(granted).toHaveLength(10);
   });
 
+  test('leaves half of its share for retries when hedges use up theirs', () => {
+    const budget = new RetryBudget();
+    for (let i = 0; i < 200; i++) budget.deposit(0);
+    const hedges = Array.from({ length: 50 }, () => budget.withdrawHedge(0)).filter(Boolean);
+    const retries = Array.from({ length: 50 }, () => budget.withdraw(0)).filter(Boolean);
+    expect([hedges.length, retries.length]).toEqual([20, 10]);
+  });
+
   test('grows by one for every ten exchanges, which no longer count after ten seconds', () => {
     const budget = new RetryBudget();
     for (let i = 0; i < 100; i++) budget.deposit(500);

@@ -16,10 +16,19 @@ export class RetryBudget {
     this.count(this.exchanges, nowMs);
   }
 
-  /** Takes one retry, hedge or probe from the budget. Returns false if none is left. */
+  /** Takes one retry from the budget. Returns false if none is left. */
   withdraw(nowMs: number): boolean {
+    return this.take(nowMs, 1 / 10);
+  }
+
+  /** Takes one hedge or probe. They get only half of the share, so that some is left for retries, without which requests fail. */
+  withdrawHedge(nowMs: number): boolean {
+    return this.take(nowMs, 1 / 20);
+  }
+
+  private take(nowMs: number, share: number) {
     this.clearOldBuckets(nowMs);
-    if (sum(this.retries) >= sum(this.exchanges) / 10 + MIN_RETRIES) return false;
+    if (sum(this.retries) >= sum(this.exchanges) * share + MIN_RETRIES) return false;
     this.count(this.retries, nowMs);
     return true;
   }
