@@ -72,7 +72,7 @@ function explainFailure(
     return [
       what,
       EXCHANGE,
-      `sends a ${method} again only if nothing of it was sent, because api2 may have executed it already.`,
+      `does not repeat a ${method} that was sent, because api2 may have executed it already.`,
     ];
   if (hasResponded) return [what, EXCHANGE, 'retries a 502, 503 or 504, but only on another replica.'];
   return failure?.type === 'http_response_timeout'
