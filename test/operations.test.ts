@@ -51,6 +51,7 @@ describe('metrics', () => {
       'http_client_addresses{next_hop="api2"} 1',
       'http_client_ejected_addresses{next_hop="api2"} 0',
       'http_client_hedges_won_total{next_hop="api2"} 0',
+      'http_client_retry_budget_exhausted_total{next_hop="api2"} 0',
     ])
       expect(after.split('\n')).toContain(line);
     expect(after).toMatch(/^process_cpu_seconds_total /m);

@@ -50,6 +50,12 @@ export class Metrics {
     labelNames: ['next_hop'],
     registers: [this.registry],
   });
+  private readonly exhaustedBudgets = new Counter({
+    name: 'http_client_retry_budget_exhausted_total',
+    help: 'Retries, hedges and probes that the retry budget did not allow.',
+    labelNames: ['next_hop'],
+    registers: [this.registry],
+  });
 
   /** @param inFlight returns the number of requests in flight */
   constructor(inFlight: () => number) {
@@ -81,6 +87,7 @@ export class Metrics {
     this.nextHops.push(nextHop);
     for (const kind of ['retry', 'hedge']) this.retries.inc({ next_hop: nextHop.name, kind }, 0);
     this.hedgesWon.inc({ next_hop: nextHop.name }, 0);
+    this.exhaustedBudgets.inc({ next_hop: nextHop.name }, 0);
   }
 
   requestEnded(method: string, route: string, status: number, durationMs: number) {
@@ -101,6 +108,10 @@ export class Metrics {
 
   hedgeWon(nextHop: string) {
     this.hedgesWon.inc({ next_hop: nextHop });
+  }
+
+  budgetExhausted(nextHop: string) {
+    this.exhaustedBudgets.inc({ next_hop: nextHop });
   }
 
   private nextHopGauge(name: string, help: string, read: (nextHop: MeasuredNextHop) => number) {

@@ -56,6 +56,7 @@ export function nextHopObserver(options: NextHopObserverOptions): Observer<Reque
       // The duration of a cancelled exchange is meaningless.
       if (!isCancelled) metrics?.exchangeEnded(name, status, error?.code ?? '', durationMs);
     },
+    budgetExhausted: () => metrics?.budgetExhausted(name),
     circuitChanged: (circuit) => log.warn({ nextHop: name, circuit }, 'circuit changed'),
   };
 }

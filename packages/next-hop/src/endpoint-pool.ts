@@ -9,6 +9,9 @@ export type Lookup = (hostname: string) => Promise<readonly LookupAddress[]>;
 const LOOKUP_INTERVAL_MS = 2000;
 const MIN_LOOKUP_INTERVAL_MS = 250;
 const LOOKUP_TIMEOUT_MS = 1000;
+const NONE: readonly Endpoint[] = [];
+// Higher than that of any endpoint in `avoid`.
+const EJECTED_RANK = 100;
 
 export interface EndpointPoolOptions {
   hostname: string;
@@ -46,9 +49,10 @@ export class EndpointPool {
 
   /**
    * Chooses the endpoint for the next attempt: the one with the fewest requests in flight, round-robin among equals;
-   * `avoid` and ejected endpoints only if there is no other. Returns undefined while no address is known.
+   * ejected endpoints only if there is no other, and those in `avoid` only if the others are ejected or in it, too, the
+   * first ones first. Returns undefined while no address is known.
    */
-  choose(avoid?: Endpoint): Endpoint | undefined {
+  choose(avoid: readonly Endpoint[] = NONE): Endpoint | undefined {
     const { endpoints } = this;
     let best: Endpoint | undefined;
     this.lastChosen = this.lastChosen + 1 < endpoints.length ? this.lastChosen + 1 : 0;
@@ -181,8 +185,12 @@ export async function lookUpAll(hostname: string): Promise<LookupAddress[]> {
   return systemLookup(hostname.replace(/^\[|\]$/g, ''), { all: true });
 }
 
-function isBetter(candidate: Endpoint, best: Endpoint, avoid: Endpoint | undefined) {
-  const rank = Number(candidate.isEjected) * 2 + Number(candidate === avoid);
-  const bestRank = Number(best.isEjected) * 2 + Number(best === avoid);
+function isBetter(candidate: Endpoint, best: Endpoint, avoid: readonly Endpoint[]) {
+  const rank = rankOf(candidate, avoid);
+  const bestRank = rankOf(best, avoid);
   return rank === bestRank ? candidate.inFlight < best.inFlight : rank < bestRank;
+}
+
+function rankOf(endpoint: Endpoint, avoid: readonly Endpoint[]) {
+  return avoid.lastIndexOf(endpoint) + 1 + (endpoint.isEjected ? EJECTED_RANK : 0);
 }

@@ -48,6 +48,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   private inFlight: Attempt[] = [];
   private winner: Attempt | undefined;
   private retries = 0;
+  /** The endpoints of attempts that failed or are late, in that order. */
+  private avoided: readonly Endpoint[] = [];
   private hasEnded = false;
   private bodyStream: Readable | undefined;
   private admission: Admission = 'rejected';
@@ -146,10 +148,11 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.hasEnded || late === undefined || late.isQueued || this.winner !== undefined) return;
     const nowMs = performance.now();
     late.endpoint.suspect();
-    const other = this.hop.endpoints.choose(late.endpoint);
+    this.avoid(late.endpoint);
+    const other = this.hop.endpoints.choose(this.avoided);
     // Don't hedge if the hedge would be queued.
     if (other === undefined || other.isBusy || !this.hop.budget.withdrawHedge(nowMs)) return;
-    this.send('hedge', late.endpoint);
+    this.send('hedge');
   }
 
   /** Called when the deadline has passed. */
@@ -244,12 +247,11 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
    */
   retryOnOtherEndpoint(attempt: Attempt): boolean {
     if (this.hasEnded || this.winner !== undefined || !this.isRepeatable) return false;
-    const other = this.hop.endpoints.choose(attempt.endpoint);
-    if (other === undefined || other === attempt.endpoint || other.isEjected) return false;
+    if (!this.canUseOther(attempt.endpoint)) return false;
     if (this.inFlight.length === 1 && !this.withdrawRetry()) return false;
     this.remove(attempt);
     this.lastCode = 'http_response_timeout';
-    if (this.inFlight.length === 0) this.retryAfterJitter(attempt.endpoint);
+    if (this.inFlight.length === 0) this.retryAfterJitter();
     return true;
   }
 
@@ -261,8 +263,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     return Math.min(this.hop.hedgeDelay.ms, this.timeoutMs / 4);
   }
 
-  private send(kind: AttemptKind, avoid?: Endpoint, usesNewConnection = false) {
-    const endpoint = this.hop.endpoints.choose(avoid);
+  private send(kind: AttemptKind, usesNewConnection = false) {
+    const endpoint = this.hop.endpoints.choose(this.avoided);
     if (endpoint === undefined) return this.awaitLookup(kind);
     const attempt = new Attempt(this, endpoint, kind, ++this.attempts, usesNewConnection);
     this.inFlight.push(attempt);
@@ -287,8 +289,17 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   // A request of any method can be sent to another endpoint if no byte of it has been sent.
   private canConnectElsewhere(attempt: Attempt, code: NextHopErrorCode) {
     if (attempt.wasSent || !NO_CONNECTION.has(code) || !isReusable(this.request.body)) return false;
-    const other = this.hop.endpoints.choose(attempt.endpoint);
-    return other !== undefined && other !== attempt.endpoint && !other.isEjected;
+    return this.canUseOther(attempt.endpoint);
+  }
+
+  private canUseOther(failed: Endpoint) {
+    this.avoid(failed);
+    const other = this.hop.endpoints.choose(this.avoided);
+    return other !== undefined && other !== failed && !other.isEjected;
+  }
+
+  private avoid(endpoint: Endpoint) {
+    this.avoided = [...this.avoided, endpoint];
   }
 
   private withdrawRetry() {
@@ -297,15 +308,16 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
 
   // After a closed keep-alive connection, retry immediately over a new connection.
   private retry(failed: Attempt, code: NextHopErrorCode) {
-    if (!mayHaveBeenIdle(failed, code)) return this.retryAfterJitter(failed.endpoint);
+    this.avoid(failed.endpoint);
+    if (!mayHaveBeenIdle(failed, code)) return this.retryAfterJitter();
     this.retries++;
-    this.send('retry', failed.endpoint, true);
+    this.send('retry', true);
   }
 
-  private retryAfterJitter(failed: Endpoint) {
+  private retryAfterJitter() {
     this.retries++;
     const retryNow = () => {
-      if (!this.hasEnded) this.send('retry', failed);
+      if (!this.hasEnded) this.send('retry');
     };
     setTimeout(retryNow, Math.random() * RETRY_JITTER_MS * this.retries);
   }

@@ -97,7 +97,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
             : this.openPool(address, share, options.connect),
         onResolvedAgain: () => this.hop.breaker.probeNow(),
       }),
-      budget: new RetryBudget(),
+      budget: new RetryBudget(() => observer.budgetExhausted?.()),
       hedgeDelay: new HedgeDelay(timeoutMs / 4),
       breaker: new CircuitBreaker((state) => observer.circuitChanged?.(state)),
       observer: observer as Observer,

@@ -53,5 +53,7 @@ export interface Observer<Context = unknown> {
   ): void;
   /** A probe was sent to an ejected address: a copy of a request that is not one of the attempts of its exchange. */
   probeStarted?(address: string): void;
+  /** The retry budget did not allow a retry, hedge or probe. */
+  budgetExhausted?(): void;
   circuitChanged?(state: CircuitState): void;
 }

@@ -22,9 +22,23 @@ async function poolOf(...ips: string[]) {
 describe('the choice of an endpoint', () => {
   test('prefers the endpoint to avoid over an ejected one', async () => {
     const pool = await poolOf('127.0.0.1', '127.0.0.2');
-    const [good, bad] = [pool.choose(), pool.choose()];
-    bad?.eject(0);
-    for (let i = 0; i < 4; i++) expect(pool.choose(good)).toBe(good);
+    const [good, bad] = [pool.choose(), pool.choose()] as [Endpoint, Endpoint];
+    bad.eject(0);
+    for (let i = 0; i < 4; i++) expect(pool.choose([good])).toBe(good);
+    await pool.close();
+  });
+
+  test('prefers endpoints that were not tried, then the one that was tried first', async () => {
+    const pool = await poolOf('127.0.0.1', '127.0.0.2', '127.0.0.3');
+    const [first, second, third] = [pool.choose(), pool.choose(), pool.choose()] as [
+      Endpoint,
+      Endpoint,
+      Endpoint,
+    ];
+    for (let i = 0; i < 3; i++) {
+      expect(pool.choose([first, second])).toBe(third);
+      expect(pool.choose([second, third, first])).toBe(second);
+    }
     await pool.close();
   });
 
@@ -112,6 +126,13 @@ describe('the retry budget', () => {
     const budget = new RetryBudget();
     const granted = Array.from({ length: 20 }, () => budget.withdraw(0)).filter(Boolean);
     expect(granted).toHaveLength(10);
+  });
+
+  test('reports each retry that it does not allow', () => {
+    const onExhausted = jest.fn();
+    const budget = new RetryBudget(onExhausted);
+    for (let i = 0; i < 12; i++) budget.withdraw(0);
+    expect(onExhausted).toHaveBeenCalledTimes(2);
   });
 
   test('leaves half of its share for retries when hedges use up theirs', () => {
@@ -208,16 +229,38 @@ describe('the circuit breaker', () => {
     expect(breaker.admit(0)).toBe('pass');
   });
 
-  test('lets a probe through 100 ms after an exchange without a connection, and immediately when told to', () => {
+  test('lets a probe through 25 ms after an exchange without a connection, and immediately when told to', () => {
     const { breaker } = circuit();
     for (let i = 0; i < 16; i++) breaker.record(breaker.admit(0), true, 0, false);
-    expect(breaker.admit(99)).toBe('rejected');
-    expect(breaker.admit(100)).toBe('probe');
-    expect(breaker.admit(101)).toBe('rejected');
+    expect(breaker.admit(24)).toBe('rejected');
+    expect(breaker.admit(25)).toBe('probe');
+    expect(breaker.admit(26)).toBe('rejected');
     breaker.probeNow();
-    expect(breaker.admit(102)).toBe('probe');
-    breaker.record('probe', false, 103);
-    expect(breaker.admit(104)).toBe('pass');
+    expect(breaker.admit(27)).toBe('probe');
+    breaker.record('probe', false, 28);
+    expect(breaker.admit(29)).toBe('pass');
+  });
+
+  test('lets a probe through every 25 ms without a connection, even if the last one has not ended', () => {
+    const { breaker, states } = circuit();
+    for (let i = 0; i < 16; i++) breaker.record(breaker.admit(0), true, 0, false);
+    expect([25, 49, 50, 74].map((nowMs) => breaker.admit(nowMs))).toEqual([
+      'probe',
+      'rejected',
+      'probe',
+      'rejected',
+    ]);
+    breaker.record('probe', true, 74, false);
+    expect(breaker.admit(75)).toBe('probe');
+    // The next hop accepts connections again, but responds with a failure.
+    breaker.record('probe', true, 80);
+    expect([105, 1079, 1080, 5000].map((nowMs) => breaker.admit(nowMs))).toEqual([
+      'rejected',
+      'rejected',
+      'probe',
+      'rejected',
+    ]);
+    expect(states).toEqual(['open', 'half-open', 'open', 'half-open', 'open', 'half-open']);
   });
 
   test('lets one probe through after a second, and closes when it succeeds', () => {

@@ -11,6 +11,9 @@ export class RetryBudget {
   private readonly retries = new Array<number>(BUCKETS).fill(0);
   private current = 0;
 
+  /** @param onExhausted called for each retry, hedge or probe that the budget does not allow */
+  constructor(private readonly onExhausted: () => void = () => {}) {}
+
   /** Counts an exchange. */
   deposit(nowMs: number) {
     this.count(this.exchanges, nowMs);
@@ -28,7 +31,10 @@ export class RetryBudget {
 
   private take(nowMs: number, share: number) {
     this.clearOldBuckets(nowMs);
-    if (sum(this.retries) >= sum(this.exchanges) * share + MIN_RETRIES) return false;
+    if (sum(this.retries) >= sum(this.exchanges) * share + MIN_RETRIES) {
+      this.onExhausted();
+      return false;
+    }
     this.count(this.retries, nowMs);
     return true;
   }
