@@ -365,6 +365,18 @@ describe('faults and attempts', () => {
     expect(await caption().textContent()).toContain('api2 was not called');
   });
 
+  test('a request that is not repeated because the retry budget is used up says so', async () => {
+    await selectFault('hang;attempt=1');
+    for (let i = 0; i < 2; i++) {
+      await button('Ten at once').click();
+      await waitForResponse('10 × GET /hello');
+    }
+    await button('Say hello').click();
+    await waitForResponse('GET /hello · 500');
+    expect(await attempts().count()).toBe(1);
+    expect(await explanation().textContent()).toMatch(/retry budget was used up.*retry-budget\.ts/);
+  });
+
   test('"Ten at once" shows how ten requests spread over three replicas, without their addresses', async () => {
     for (const HOST of ['127.0.0.2', '127.0.0.3'])
       await started('api2', { HOST, PORT: String(api2.port), FAULTS: 'on' });

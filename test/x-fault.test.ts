@@ -33,6 +33,10 @@ function startApi({ url }: Program, env = {}) {
 
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
+async function until(condition: () => boolean) {
+  while (!condition()) await sleep(10);
+}
+
 type Options = Exclude<Parameters<typeof request>[1], undefined>;
 
 async function call(url: string, fault?: string | string[], options: Options = {}) {
@@ -145,6 +149,53 @@ describe('a fault in x-fault applies to its request', () => {
 
   test('/books with "truncate": the response is cut off', async () => {
     await expect(call(`${api.url}/books`, 'truncate')).rejects.toThrow();
+  });
+
+  test.each(['truncate', 'drip'])(
+    'DELETE /books/:id with "%s": 204 without content-length',
+    async (fault) => {
+      const headers = { 'content-type': 'application/json' };
+      const body = '{"title":"a","author":"b"}';
+      const { location } = (await call(`${api.url}/books`, undefined, { method: 'POST', headers, body }))
+        .headers;
+      const response = await call(`${api2.url}${location}`, fault, { method: 'DELETE' });
+      expect(response.status).toBe(204);
+      expect(response.headers).not.toHaveProperty('content-length');
+    },
+  );
+
+  test.each(['truncate', 'drip'])('GET /books/:id with "%s": 304 without content-length', async (fault) => {
+    const headers = { 'content-type': 'application/json' };
+    const body = '{"title":"a","author":"b"}';
+    const { location, etag } = (await call(`${api.url}/books`, undefined, { method: 'POST', headers, body }))
+      .headers;
+    const response = await call(`${api2.url}${location}`, fault, {
+      headers: { 'if-none-match': String(etag) },
+    });
+    expect(response.status).toBe(304);
+    expect(response.headers).not.toHaveProperty('content-length');
+  });
+
+  test.each([
+    ['/respond', 'status;code=418', '/respond', 418],
+    ['/books/1', 'status;code=418', '/books/:id', 418],
+    ['/respond', 'reset', '/respond', 499],
+  ])('the log line of api2 names the route of %s with "%s"', async (path, fault, route, status) => {
+    const before = api2.lines().length;
+    await call(`${api2.url}${path}`, fault).catch(() => {});
+    await until(() => api2.lines().length > before);
+    expect(api2.lines().at(-1)).toMatchObject({ msg: 'request completed', route, status });
+  });
+
+  test('a response that is cut off is logged as an error with the status that was sent', async () => {
+    await expect(call(`${booksApi.url}/books`, 'truncate')).rejects.toThrow();
+    const isCutOff = ({ error }: Record<string, unknown>) => error === 'http_response_incomplete';
+    await until(() => booksApi.lines().some(isCutOff));
+    expect(booksApi.lines().find(isCutOff)).toMatchObject({ level: 'error', status: 200, route: '/books' });
+    const { requestId } = booksApi.lines().find(isCutOff) ?? {};
+    const isSame = (line: Record<string, unknown>) => line.requestId === requestId;
+    await until(() => api2.lines().some(isSame));
+    expect(api2.lines().find(isSame)).toMatchObject({ level: 'error', status: 200, route: '/books' });
   });
 
   test('HEAD /hello with "status;code=503": 500', async () => {

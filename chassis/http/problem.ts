@@ -52,11 +52,11 @@ export function problemHandler(): ErrorRequestHandler {
   };
 }
 
-/** Sends `problem` as an RFC 9457 document, and records its cause. If the headers were already sent, the response is destroyed. */
+/** Sends `problem` as an RFC 9457 document, and records its cause. If the headers were already sent, the response is cut off. */
 export function sendProblem(res: Response, problem: Problem) {
   const { detail, headers, members, cause } = problem.options;
   if (cause !== undefined) res.locals.record.recordFailure(problem.code, cause);
-  if (res.headersSent) return void res.destroy();
+  if (res.headersSent) return res.locals.record.cutOff();
   const document = {
     type: 'about:blank',
     title: STATUS_CODES[problem.status],

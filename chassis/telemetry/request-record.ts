@@ -47,6 +47,8 @@ export class RequestRecord implements AbortSignalLike, Indexed {
   nextHopBytes: number | undefined;
   error: string | undefined;
   err: unknown;
+  /** Whether the service itself closed the connection within the response, because the rest of it is missing. */
+  isCutOff = false;
 
   constructor(
     req: Request,
@@ -143,6 +145,12 @@ export class RequestRecord implements AbortSignalLike, Indexed {
     if (error !== undefined) this.recordFailure(error.code, error.cause ?? error);
   }
 
+  /** Closes the connection within the response, so that the response does not look complete. */
+  cutOff() {
+    this.isCutOff = true;
+    this.res.destroy();
+  }
+
   /** Records the log fields of a failure: its code and the error that was thrown. */
   recordFailure(code: string, cause: unknown) {
     this.error = code;
@@ -187,7 +195,7 @@ export function routeOf(req: Request): string {
   return typeof path === 'string' ? req.baseUrl + path : 'unmatched';
 }
 
-/** Returns the status of a complete response, or nginx's 499 if the client disconnected before its end. */
+/** Returns the status that was sent, or nginx's 499 if the client disconnected before the end of the response. */
 export function statusOf(res: Response): number {
-  return res.writableFinished ? res.statusCode : 499;
+  return res.writableFinished || res.locals.record.isCutOff ? res.statusCode : 499;
 }

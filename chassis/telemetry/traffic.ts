@@ -141,6 +141,7 @@ export class Traffic {
       error: record.error,
       err: record.err,
     };
+    if (record.isCutOff) return this.log.error(line, 'request completed');
     // Lines of one turn of the event loop are written together, so that the logger's code stays in the CPU cache
     // (docs/decisions/0008-hot-path.md).
     if (this.logLines.push(line) === 1) setImmediate(() => this.flushLogLines());

@@ -20,10 +20,14 @@ export function createApp({ traffic, faultInjector, greeting, store }: AppOption
   app.disable('x-powered-by').disable('etag').set('query parser', false);
 
   app.use(traffic.record());
-  if (faultInjector) app.use(faultInjector.middleware());
+  // Faults are injected within the routes, so that logs and metrics name the route of an affected request.
+  const fault = faultInjector ? [faultInjector.middleware()] : [];
 
-  app.route('/respond').get(respond(greeting)).all(methodNotAllowed('GET', 'HEAD'));
-  app.use(books(store));
+  app
+    .route('/respond')
+    .get(...fault, respond(greeting))
+    .all(methodNotAllowed('GET', 'HEAD'));
+  app.use(books(store, fault));
 
   app.use(notFound());
   app.use(problemHandler());

@@ -7,19 +7,19 @@ import { send } from '../../chassis/http/send';
 import { type Book, book, bookQuery, idempotencyKey, newBook } from '../../contract/books';
 import { type BookStore, IdempotencyKeyReusedError, StoreUnavailableError } from './book-store';
 
-/** The routes of `/books`, with the books in `store`. */
-export function books(store: BookStore): Router {
+/** The routes of `/books`, with the books in `store`. `checks` run first. */
+export function books(store: BookStore, checks: readonly RequestHandler[] = []): Router {
   const routes = Router();
   routes
     .route('/books')
-    .get(list(store))
-    .post(jsonBody(), create(store))
+    .get(...checks, list(store))
+    .post(...checks, jsonBody(), create(store))
     .all(methodNotAllowed('GET', 'HEAD', 'POST'));
   routes
     .route('/books/:id')
-    .get(read(store))
-    .put(jsonBody(), replace(store))
-    .delete(remove(store))
+    .get(...checks, read(store))
+    .put(...checks, jsonBody(), replace(store))
+    .delete(...checks, remove(store))
     .all(methodNotAllowed('GET', 'HEAD', 'PUT', 'DELETE'));
   routes.use(storeErrorToProblem);
   return routes;

@@ -146,7 +146,9 @@ function apply(fault: Fault, held: HeldRequests, res: Response, next: () => void
     case 'reset':
       return void res.socket?.resetAndDestroy();
     case 'truncate':
-      interceptEnd(res, (body) => res.write(body.subarray(0, body.length / 2), () => res.destroy()));
+      interceptEnd(res, (body) =>
+        res.write(body.subarray(0, body.length / 2), () => res.locals.record.cutOff()),
+      );
       return next();
     case 'drip':
       interceptEnd(res, (body, end) => drip(res, body, delayOf(fault), held, end));
@@ -169,7 +171,9 @@ function interceptEnd(res: Response, send: (body: Buffer, end: (rest: Buffer) =>
   const end = res.end.bind(res);
   res.end = ((chunk: string | Buffer = '') => {
     const body = Buffer.from(chunk);
-    if (!res.hasHeader('content-length')) res.setHeader('content-length', body.length);
+    // A 204 must not have a content length, and that of a 304 would be the one of the 200 (RFC 9110, section 8.6).
+    const hasContent = res.statusCode !== 204 && res.statusCode !== 304;
+    if (hasContent && !res.hasHeader('content-length')) res.setHeader('content-length', body.length);
     res.flushHeaders();
     send(body, end);
     return res;

@@ -60,7 +60,7 @@ function explainWinner(attempts: readonly Attempt[], winner: Attempt): Explanati
 }
 
 function explainFailure(
-  { method, status, attempts, failure }: Exchange,
+  { method, status, attempts, failure, fault }: Exchange,
   isRepeatable: boolean,
   hasResponded: boolean,
 ): Explanation {
@@ -73,6 +73,12 @@ function explainFailure(
       what,
       EXCHANGE,
       `does not repeat a ${method} that was sent, because api2 may have executed it already.`,
+    ];
+  if (!hasResponded && attempts.length === 1 && /^(hang|delay|reset).*attempt=1/.test(fault))
+    return [
+      `${what} The retry budget was used up, so api did not repeat the request.`,
+      'packages/next-hop/src/retry-budget.ts',
+      'limits retries and hedges to a tenth of the requests of the last ten seconds, plus ten.',
     ];
   if (hasResponded) return [what, EXCHANGE, 'retries a 502, 503 or 504, but only on another replica.'];
   return failure?.type === 'http_response_timeout'
