@@ -5,18 +5,20 @@ import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createRequire } from 'node:module';
 import { connect } from 'node:net';
+import { fileURLToPath } from 'node:url';
 
 const PORT = 18_090;
 const ORIGIN = `http://127.0.0.1:${PORT}`;
 const CONNECTIONS = 64;
 const ROUND_MS = 500;
 const ROUNDS = 21;
+const NEXT_HOP_PROGRAM = fileURLToPath(new URL('next-hop.js', import.meta.url));
 
 const require = createRequire(new URL('../package.json', import.meta.url));
 const { NextHop } = require('next-hop');
 const { Pool } = require('undici');
 
-const nextHopProcess = spawn('taskset', ['-c', '1', process.execPath, 'bench/next-hop.js'], {
+const nextHopProcess = spawn('taskset', ['-c', '1', process.execPath, NEXT_HOP_PROGRAM], {
   env: { ...process.env, PORT },
   stdio: 'inherit',
 });

@@ -1,287 +1,408 @@
 // npm run bench: compares the cost of the hop in api with alternative implementations, in one run.
 // Rounds are interleaved and each starts new processes, because V8 optimizes the same program differently from one
 // process to the next, by up to a tenth. With two cores, the server runs on one, load and next hop on the other.
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
-import { availableParallelism, cpus, totalmem } from 'node:os';
+import { cpus, totalmem } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { LOADS, startNextHops } from './loads.js';
+import {
+  isInstalled,
+  isPinned,
+  kill,
+  median,
+  memoryMiB,
+  moveToOtherCore,
+  OTHER_CORE,
+  outputOf,
+  SERVER_CORE,
+  startNode,
+  startServer,
+  waitUntilReady,
+} from './processes.js';
 
 const ROUNDS = Number(process.env.ROUNDS ?? 5);
 const SECONDS = Number(process.env.SECONDS ?? 3);
 // After this time V8 has finished optimizing.
 const WARM_UP_SECONDS = 8;
 const CONNECTIONS = 64;
-const NEXT_HOP_PORT = 18_200;
-const NEXT_HOP = `http://127.0.0.1:${NEXT_HOP_PORT}`;
-const isPinned = availableParallelism() >= 2 && hasTaskset();
+const MANY_CONNECTIONS = 4096;
+const MEMORY_LIMIT_MIB = 256;
 
 const API = '../dist/services/api/main.js';
 const API2 = '../dist/services/api2/main.js';
+const API_NAME = 'api';
+const COLLAPSE_NAME = 'api, COLLAPSE=on';
+const TUTORIAL_NAME = 'Express 4 + isomorphic-fetch (tutorial)';
+const FASTIFY_NAME = 'Fastify + @fastify/reply-from';
+const EXPRESS_NAME = 'Express 5 + undici';
+const RAW_NAME = 'node:http + undici';
 const SERVERS = [
-  { name: 'api', program: API, env: {} },
-  { name: 'api, COLLAPSE=on', program: API, env: { COLLAPSE: 'on' } },
-  { name: 'Express 4 + isomorphic-fetch (tutorial)', program: 'peers/tutorial.js' },
+  { name: API_NAME, program: API },
+  { name: COLLAPSE_NAME, program: API, env: { COLLAPSE: 'on' } },
+  { name: TUTORIAL_NAME, program: 'peers/tutorial.js' },
   { name: 'Express 5 + http-proxy-middleware', program: 'peers/http-proxy-middleware.js' },
-  { name: 'Fastify + @fastify/reply-from', program: 'peers/reply-from.js' },
-  { name: 'Express 5 + undici', program: 'peers/express-undici.js' },
-  { name: 'node:http + undici', program: 'peers/raw.js' },
-].map((server, i) => ({ ...server, port: 18_210 + 2 * i, rounds: [] }));
+  { name: FASTIFY_NAME, program: 'peers/reply-from.js' },
+  { name: EXPRESS_NAME, program: 'peers/express-undici.js' },
+  { name: RAW_NAME, program: 'peers/raw.js' },
+];
+const PORT = 18_210;
+const API2_PORT = 18_250;
+const URL_OF_SERVER = `http://127.0.0.1:${PORT}`;
+const API2_URL = `http://127.0.0.1:${API2_PORT}`;
 
-const running = [];
+// With more connections than MAX_IN_FLIGHT, api would reject requests.
+const PATIENT = { MAX_IN_FLIGHT: '10000', API2_TIMEOUT_MS: '10000' };
+const BOOKS_TITLES = {
+  direct: '`GET /books?limit=20` from api2 itself',
+  through: '`GET /books?limit=20` through api',
+  long: '`GET /books?limit=100` through api',
+};
+// The other dependencies are for bench/fire.
+const PEERS = new Set([
+  '@fastify/reply-from',
+  'express',
+  'express4',
+  'fastify',
+  'http-proxy-middleware',
+  'isomorphic-fetch',
+  'undici',
+]);
 
-function hasTaskset() {
-  try {
-    execFileSync('taskset', ['--version']);
-    return true;
-  } catch {
-    return false;
+const toServer = (nextHop) => ({ NEXT_HOP: nextHop, API2_URL: nextHop });
+const serverNamed = (name) => SERVERS.find((server) => server.name === name);
+
+/** Starts a server of api or of a peer, and resolves to its process when it is ready. */
+async function startReady({ program, env }, nextHop, moreEnv = {}) {
+  const child = startServer(program, PORT, { ...toServer(nextHop), ...env, ...moreEnv });
+  await waitUntilReady(`${URL_OF_SERVER}/hello`);
+  return child;
+}
+
+// Throughput and latency of one server under each load.
+async function measureServer(server) {
+  const result = {};
+  for (const [name, { nextHop, run }] of Object.entries(LOADS)) {
+    const startedMs = performance.now();
+    const child = await startReady(server, nextHop);
+    const startMs = performance.now() - startedMs;
+    await sleep(1000);
+    const idle = memoryMiB(child.pid, 'VmRSS');
+    await run(`${URL_OF_SERVER}/hello`, CONNECTIONS, WARM_UP_SECONDS);
+    const full = await run(`${URL_OF_SERVER}/hello`, CONNECTIONS, SECONDS);
+    const quarter =
+      name === 'node'
+        ? await run(`${URL_OF_SERVER}/hello`, CONNECTIONS, SECONDS, full.perSecond / 4)
+        : undefined;
+    const peak = memoryMiB(child.pid, 'VmHWM');
+    await kill(child);
+    result[name] = { startMs, idle, full, quarter, peak };
   }
+  return result;
 }
 
-function start(core, args, env = {}) {
-  const [command, ...rest] = isPinned
-    ? ['taskset', '-c', String(core), process.execPath, ...args]
-    : [process.execPath, ...args];
-  const child = spawn(command, rest, {
-    env: { ...process.env, ...env },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  running.push(child);
-  return child;
+async function measureServers() {
+  const rounds = Object.fromEntries(SERVERS.map(({ name }) => [name, []]));
+  for (let i = 0; i < ROUNDS; i++)
+    for (const server of SERVERS) rounds[server.name].push(await measureServer(server));
+  return rounds;
 }
 
-function startServer({ program, port, env = {} }) {
-  const child = start(0, [program], {
-    HOST: '127.0.0.1',
-    PORT: String(port),
-    ADMIN_PORT: String(port + 1),
-    NEXT_HOP,
-    API2_URL: NEXT_HOP,
-    ...env,
-  });
-  child.stdout.resume();
-  return child;
-}
-
-async function waitUntilReady(url) {
-  for (;;) {
-    try {
-      const response = await fetch(url);
-      await response.arrayBuffer();
-      if (response.ok) return;
-    } catch {
-      // The server does not listen yet.
+// A chain of two services, both on the core of the servers.
+async function measureChain(name, [program, nextProgram]) {
+  const next = startServer(nextProgram, API2_PORT);
+  next.stdout.resume();
+  await waitUntilReady(`${API2_URL}/respond`);
+  const rounds = [];
+  for (let i = 0; i < ROUNDS; i++) {
+    const child = await startReady({ program }, API2_URL);
+    const round = {};
+    for (const [load, { run }] of Object.entries(LOADS)) {
+      await run(`${URL_OF_SERVER}/hello`, CONNECTIONS, WARM_UP_SECONDS / 2);
+      round[load] = (await run(`${URL_OF_SERVER}/hello`, CONNECTIONS, SECONDS)).perSecond;
     }
-    await sleep(2);
+    rounds.push(round);
+    await kill(child);
   }
+  await kill(next);
+  return { name, rounds };
 }
 
-async function kill(child) {
-  const exited = new Promise((resolve) => child.once('exit', resolve));
-  child.kill('SIGKILL');
-  await exited;
-}
-
-async function load(url, connections, seconds, rate) {
-  const child = start(1, [
-    'load.js',
-    url,
-    String(connections),
-    String(seconds),
-    ...(rate ? [String(rate)] : []),
-  ]);
-  let text = '';
-  for await (const data of child.stdout) text += data;
-  return JSON.parse(text);
-}
-
-function memoryMiB({ pid }, field) {
-  const status = readFileSync(`/proc/${pid}/status`, 'utf8');
-  return Number(new RegExp(`${field}:\\s+(\\d+)`).exec(status)[1]) / 1024;
-}
-
-const median = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];
-
-async function round(server) {
-  const url = `http://127.0.0.1:${server.port}/hello`;
-  const startedMs = performance.now();
-  const child = startServer(server);
-  await waitUntilReady(url);
-  const startMs = performance.now() - startedMs;
-  await sleep(1000);
-  const idle = memoryMiB(child, 'VmRSS');
-  await load(url, CONNECTIONS, WARM_UP_SECONDS);
-  const full = await load(url, CONNECTIONS, SECONDS);
-  const quarter = await load(url, CONNECTIONS, SECONDS, full.perSecond / 4);
-  const peak = memoryMiB(child, 'VmHWM');
-  await kill(child);
-  return { startMs, idle, full, quarter, peak };
-}
-
-async function compare() {
-  for (let i = 0; i < ROUNDS; i++) for (const server of SERVERS) server.rounds.push(await round(server));
-}
-
-// Measures the same programs with an increasing number of connections, and api's lists of books with a real api2.
-async function measureScaling() {
-  const rows = [];
-  const [raw, bare] = ['node:http', 'Express 5 + undici'].map(named);
-  for (const { name, program, counts } of [
-    { ...named('api'), counts: [1, 64, 512, 4096] },
-    { ...bare, counts: [64, 4096] },
-    { ...raw, counts: [64, 4096] },
-  ]) {
-    const server = { program, port: 18_240, env: { MAX_IN_FLIGHT: '10000', API2_TIMEOUT_MS: '10000' } };
-    const results = [];
-    for (const connections of counts) results.push(await measureAt(name, server, '/hello', connections));
-    const baseline = results.find(({ connections }) => connections === CONNECTIONS);
-    rows.push(...results.map((row) => ({ ...row, cost: baseline.perSecond / row.perSecond })));
-  }
-  const api2 = start(1, [API2], {
-    HOST: '127.0.0.1',
-    PORT: '18250',
-    ADMIN_PORT: '18251',
-    DATABASE_FILE: ':memory:',
-    LOG_LEVEL: 'silent',
-  });
-  api2.stdout.resume();
-  await waitUntilReady('http://127.0.0.1:18250/respond');
-  for (let i = 0; i < 120; i++) await post(`Volume ${i}`);
-  for (const limit of [20, 100]) {
-    const server = { program: API, port: 18_240, env: { API2_URL: 'http://127.0.0.1:18250' } };
-    rows.push(await measureAt('api', server, `/books?limit=${limit}`, CONNECTIONS));
-  }
-  await kill(api2);
-  return rows;
+// Behind api, api2 shares the other core with the load.
+async function measureBooks() {
+  const measure = async (url, path = '/books?limit=20') => {
+    await LOADS.node.run(url + path, CONNECTIONS, WARM_UP_SECONDS);
+    return LOADS.node.run(url + path, CONNECTIONS, SECONDS);
+  };
+  const startApi2 = async (core) => {
+    const child = startServer(API2, API2_PORT, { DATABASE_FILE: ':memory:', LOG_LEVEL: 'silent' }, core);
+    await waitUntilReady(`${API2_URL}/respond`);
+    for (let i = 0; i < 120; i++) await post(`Volume ${i}`);
+    return child;
+  };
+  const alone = await startApi2();
+  const direct = await measure(API2_URL);
+  await kill(alone);
+  const api2 = await startApi2(OTHER_CORE);
+  const api = await startReady({ program: API }, API2_URL);
+  const through = await measure(URL_OF_SERVER);
+  const long = await measure(URL_OF_SERVER, '/books?limit=100');
+  for (const child of [api, api2]) await kill(child);
+  return { direct, through, long };
 }
 
 async function post(title) {
-  await fetch('http://127.0.0.1:18250/books', {
+  await fetch(`${API2_URL}/books`, {
     method: 'POST',
     headers: { 'content-type': 'application/json' },
     body: JSON.stringify({ title, author: 'Anonymous' }),
   });
 }
 
-async function measureAt(name, server, path, connections) {
-  const child = startServer(server);
-  const url = `http://127.0.0.1:${server.port}`;
-  await waitUntilReady(`${url}/hello`);
-  await load(url + path, CONNECTIONS, WARM_UP_SECONDS);
+// The same programs with an increasing number of connections.
+async function measureScaling() {
+  const rows = [];
+  for (const [name, counts] of [
+    [API_NAME, [1, CONNECTIONS, 512, MANY_CONNECTIONS]],
+    [EXPRESS_NAME, [CONNECTIONS, MANY_CONNECTIONS]],
+    [RAW_NAME, [CONNECTIONS, MANY_CONNECTIONS]],
+  ]) {
+    const child = await startReady(serverNamed(name), LOADS.node.nextHop, PATIENT);
+    await LOADS.node.run(`${URL_OF_SERVER}/hello`, CONNECTIONS, WARM_UP_SECONDS);
+    for (const connections of counts) {
+      const { perSecond, ...figures } = await repeatLoad(connections);
+      const peak = memoryMiB(child.pid, 'VmHWM');
+      rows.push({ name, connections, perSecond, peak, ...figures });
+    }
+    await kill(child);
+  }
+  const baselineOf = (name) => rows.find((row) => row.name === name && row.connections === CONNECTIONS);
+  return rows.map((row) => ({ ...row, cost: baselineOf(row.name).perSecond / row.perSecond }));
+}
+
+async function repeatLoad(connections) {
   const rounds = [];
-  for (let i = 0; i < 3; i++) rounds.push(await load(url + path, connections, SECONDS));
-  const peak = memoryMiB(child, 'VmHWM');
-  await kill(child);
-  const figure = (name) => medianOf({ rounds }, (round) => round[name]);
+  for (let i = 0; i < 3; i++)
+    rounds.push(await LOADS.node.run(`${URL_OF_SERVER}/hello`, connections, SECONDS));
   return {
-    name,
-    path,
-    connections,
-    perSecond: figure('perSecond'),
-    p99: figure('p99'),
-    firstResponsesMs: figure('firstResponsesMs'),
+    perSecond: median(rounds.map(({ perSecond }) => perSecond)),
+    p99: median(rounds.map(({ p99 }) => p99)),
+    firstResponsesMs: median(rounds.map(({ firstResponsesMs }) => firstResponsesMs)),
     failed: rounds.reduce((sum, { failed }) => sum + failed, 0),
-    peak,
   };
 }
 
-const rounded = (value) => Math.round(value).toLocaleString('en');
-const medianOf = ({ rounds }, figure) => median(rounds.map(figure));
-const perSecondOf = (server) => medianOf(server, ({ full }) => full.perSecond);
-const named = (name) => SERVERS.find((server) => server.name.startsWith(name));
-
-function comparison() {
-  const apiPerSecond = perSecondOf(named('api'));
-  return SERVERS.map((server) => [
-    server.name,
-    rounded(perSecondOf(server)),
-    (apiPerSecond / perSecondOf(server)).toFixed(2),
-    medianOf(server, ({ full }) => full.p50).toFixed(2),
-    medianOf(server, ({ full }) => full.p99).toFixed(2),
-    medianOf(server, ({ quarter }) => quarter.p50).toFixed(2),
-    medianOf(server, ({ quarter }) => quarter.p99).toFixed(2),
-    rounded(medianOf(server, ({ idle }) => idle)),
-    rounded(medianOf(server, ({ peak }) => peak)),
-    rounded(medianOf(server, ({ startMs }) => startMs)),
-    server.rounds.reduce((sum, { full, quarter }) => sum + full.failed + quarter.failed, 0),
-  ]);
-}
-
-function goals() {
-  const ratio = (one, other) => perSecondOf(named(one)) / perSecondOf(named(other));
-  const api = named('api');
-  const bare = named('Express 5 + undici');
-  const [apiP99, bareP99] = [api, bare].map((server) => medianOf(server, ({ quarter }) => quarter.p99));
-  const difference = apiP99 - bareP99;
-  return [
-    ['api ÷ Express 5 + undici', ratio('api', 'Express 5 + undici').toFixed(2), '≥ 0.8'],
-    ['api ÷ Fastify + reply-from', ratio('api', 'Fastify').toFixed(2), '≥ 1.15'],
-    ['api ÷ the tutorial program', ratio('api', 'Express 4').toFixed(2), '≥ 2.2'],
-    ['api with COLLAPSE=on ÷ node:http + undici', ratio('api, COLLAPSE', 'node:http').toFixed(2), '≥ 1.3'],
-    ['p99 at quarter load, api − Express 5 + undici', `${difference.toFixed(2)} ms`, '≤ 1 ms'],
-    ['idle memory of api', `${rounded(medianOf(api, ({ idle }) => idle))} MiB`, '≤ 95 MiB'],
-    ['startup time of api', `${rounded(medianOf(api, ({ startMs }) => startMs))} ms`, '≤ 300 ms'],
+// The image as it is shipped, with the memory limit of docker-compose.yml. Undefined without Docker.
+async function measureContainer() {
+  if (!isInstalled('docker', 'info')) return undefined;
+  const docker = (...args) => execFileSync('docker', args, { encoding: 'utf8', maxBuffer: 2 ** 26 }).trim();
+  docker('build', '--quiet', '--build-arg', 'SERVICE=api', '--tag', 'onehop-bench-api', '..');
+  const settings = {
+    HOST: '127.0.0.1',
+    PORT,
+    ADMIN_PORT: PORT + 1,
+    ...toServer(LOADS.node.nextHop),
+    ...PATIENT,
+  };
+  const options = Object.entries(settings).flatMap(([name, value]) => ['--env', `${name}=${value}`]);
+  const limits = [
+    '--memory',
+    `${MEMORY_LIMIT_MIB}m`,
+    '--memory-swap',
+    `${MEMORY_LIMIT_MIB}m`,
+    '--cpuset-cpus',
+    '0',
   ];
+  // The log is read, as in production, but not stored.
+  const id = docker(
+    'run',
+    '--detach',
+    '--network',
+    'host',
+    '--log-driver',
+    'none',
+    ...limits,
+    ...options,
+    'onehop-bench-api',
+  );
+  try {
+    await waitUntilReady(`${URL_OF_SERVER}/hello`);
+    await LOADS.node.run(`${URL_OF_SERVER}/hello`, CONNECTIONS, WARM_UP_SECONDS);
+    const figures = await repeatLoad(MANY_CONNECTIONS);
+    const pid = Number(docker('inspect', '--format', '{{.State.Pid}}', id));
+    return { ...figures, peak: pid > 0 ? memoryMiB(pid, 'VmHWM') : Number.NaN };
+  } finally {
+    docker('rm', '--force', id);
+  }
 }
+
+async function measureGet() {
+  const text = await outputOf(startNode(SERVER_CORE, ['next-hop-client.js']));
+  return Number(/^NextHop get .* ([\d.]+) of Pool request$/m.exec(text)[1]);
+}
+
+const rounded = (value) => Math.round(value).toLocaleString('en');
 
 function table(head, rows) {
   return [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n');
 }
 
-function versions() {
+function report({ rounds, chains, books, scaling, container, get }) {
+  const medianOf = (name, load, figure) => median(rounds[name].map((round) => figure(round[load])));
+  const perSecond = (name, load) => medianOf(name, load, ({ full }) => full.perSecond);
+  const loads = Object.keys(LOADS);
+
+  const throughputRows = (load) =>
+    SERVERS.map(({ name }) => [
+      name,
+      rounded(perSecond(name, load)),
+      (perSecond(API_NAME, load) / perSecond(name, load)).toFixed(2),
+      medianOf(name, load, ({ full }) => full.p50).toFixed(2),
+      medianOf(name, load, ({ full }) => full.p99).toFixed(2),
+      rounds[name].reduce((sum, round) => sum + round[load].full.failed, 0),
+    ]);
+  const processRows = SERVERS.map(({ name }) => [
+    name,
+    medianOf(name, 'node', ({ quarter }) => quarter.p50).toFixed(2),
+    medianOf(name, 'node', ({ quarter }) => quarter.p99).toFixed(2),
+    rounded(medianOf(name, 'node', ({ idle }) => idle)),
+    rounded(medianOf(name, 'node', ({ peak }) => peak)),
+    rounded(medianOf(name, 'node', ({ startMs }) => startMs)),
+  ]);
+
+  const [ours, tutorial] = chains;
+  const chainRate = ({ rounds }, load) => median(rounds.map((round) => round[load]));
+  const eachLoad = (figure) => loads.map((load) => figure(load).toFixed(2));
+  const once = (text) => loads.map((_, i) => (i === 0 ? text : ''));
+  const ratio = (one, other) => eachLoad((load) => perSecond(one, load) / perSecond(other, load));
+  const quarterP99 = (name) => medianOf(name, 'node', ({ quarter }) => quarter.p99);
+  const scaled = (name) => scaling.find((row) => row.name === name && row.connections === MANY_CONNECTIONS);
+  const goals = [
+    ['api ÷ Express 5 + undici', '≥ 1.3', ratio(API_NAME, EXPRESS_NAME)],
+    ['api ÷ Fastify + reply-from', '≥ 1.2', ratio(API_NAME, FASTIFY_NAME)],
+    ['api ÷ node:http + undici', '≥ 0.95', ratio(API_NAME, RAW_NAME)],
+    ['api with COLLAPSE=on ÷ node:http + undici', '≥ 1.6', ratio(COLLAPSE_NAME, RAW_NAME)],
+    [
+      'api and api2 ÷ both services of the tutorial',
+      '≥ 3',
+      eachLoad((load) => chainRate(ours, load) / chainRate(tutorial, load)),
+    ],
+    [
+      '`GET /books?limit=20` through api ÷ from api2 itself',
+      '≥ 0.6',
+      once((books.through.perSecond / books.direct.perSecond).toFixed(2)),
+    ],
+    ['`get` of next-hop ÷ `request` of an undici Pool', '≥ 1', once(get.toFixed(2))],
+    [
+      'p99 at quarter load, api − node:http + undici',
+      '≤ 0.3 ms',
+      once(`${(quarterP99(API_NAME) - quarterP99(RAW_NAME)).toFixed(2)} ms`),
+    ],
+    [
+      `cost per request at ${MANY_CONNECTIONS} connections ÷ at ${CONNECTIONS}`,
+      `≤ ${scaled(RAW_NAME).cost.toFixed(2)} (node:http + undici)`,
+      once(scaled(API_NAME).cost.toFixed(2)),
+    ],
+    [
+      `peak memory at ${MANY_CONNECTIONS} connections, in its container`,
+      `≤ ${MEMORY_LIMIT_MIB} MiB`,
+      once(container ? `${rounded(container.peak)} MiB` : 'no Docker'),
+    ],
+    [
+      `first responses on ${MANY_CONNECTIONS} connections`,
+      '≤ 1,000 ms',
+      once(`${rounded(scaled(API_NAME).firstResponsesMs)} ms`),
+    ],
+    [
+      'idle memory of api',
+      '≤ 90 MiB',
+      once(`${rounded(medianOf(API_NAME, 'node', ({ idle }) => idle))} MiB`),
+    ],
+    [
+      'startup time of api',
+      '≤ 250 ms',
+      once(`${rounded(medianOf(API_NAME, 'node', ({ startMs }) => startMs))} ms`),
+    ],
+  ];
+
+  const scalingRows = [
+    ...scaling.map((row) => [row.name, ...scalingCells(row)]),
+    ...(container
+      ? [['api, in its container', ...scalingCells({ ...container, connections: MANY_CONNECTIONS })]]
+      : []),
+  ];
   const { dependencies } = JSON.parse(readFileSync('package.json', 'utf8'));
-  return Object.entries(dependencies)
-    .map(([name, version]) => `${name} ${version}`)
-    .join(', ');
-}
+  const versions = Object.keys(dependencies)
+    .filter((name) => PEERS.has(name))
+    .map((name) => `${name} ${dependencies[name]}`);
+  return `# Results
 
-process.once('exit', () => {
-  for (const child of running) child.kill('SIGKILL');
-});
-// This process reads the logs of the servers, so it must not run on their core.
-if (isPinned) execFileSync('taskset', ['-cp', '1', String(process.pid)]);
-start(1, ['next-hop.js'], { PORT: String(NEXT_HOP_PORT) });
-await compare();
-const rows = await measureScaling();
-const text = `# Results
+${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.versions.node}; ${isPinned ? 'the server on one core, load and next hop on another' : 'not pinned to cores'}. ${CONNECTIONS} connections, medians of ${ROUNDS} interleaved rounds, each in a new process: ${WARM_UP_SECONDS} s of warm-up, ${SECONDS} s of measurement. Latencies in ms, memory in MiB. All figures are from one run of \`npm run bench\`.
 
-${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.versions.node}; ${isPinned ? 'the server on one core, load and next hop on another' : 'not pinned to cores'}. ${CONNECTIONS} connections, medians of ${ROUNDS} interleaved rounds, each in a new process: ${WARM_UP_SECONDS} s of warm-up, ${SECONDS} s at full load, ${SECONDS} s at quarter load. Quarter load is a constant rate of a quarter of the program's own maximum. Latencies in ms, memory in MiB.
-
-${table(['program', 'requests/s', 'api ÷ program', 'p50', 'p99', 'p50 at quarter load', 'p99 at quarter load', 'idle memory', 'peak memory', 'startup, ms', 'failed'], comparison())}
-
-${table(['figure', 'measured', 'goal'], goals())}
-
-## Scaling
-
-Relative cost is the cost of a request compared with the cost at 64 connections. First responses is the time, in ms, from the start until every connection has had its first response; measuring starts then.
+## Goals
 
 ${table(
-  [
-    'program',
-    'path',
-    'connections',
-    'requests/s',
-    'relative cost',
-    'p99',
-    'first responses',
-    'peak memory',
-    'failed',
-  ],
-  rows.map(({ name, path, connections, perSecond, cost, p99, firstResponsesMs, peak, failed }) => [
-    name,
-    `\`${path}\``,
-    connections,
-    rounded(perSecond),
-    cost?.toFixed(2) ?? '',
-    p99.toFixed(1),
-    rounded(firstResponsesMs),
-    rounded(peak),
-    failed,
+  ['figure', 'goal', ...loads.map((load) => LOADS[load].title)],
+  goals.map(([figure, goal, values]) => [figure, goal, ...values]),
+)}
+
+${loads.map((load) => `## Full load, ${LOADS[load].title}\n\n${table(['program', 'requests/s', 'api ÷ program', 'p50', 'p99', 'failed'], throughputRows(load))}`).join('\n\n')}
+
+## Quarter load, memory and startup
+
+Quarter load is a constant rate of a quarter of the program's own maximum, sent by ${LOADS.node.title}.
+
+${table(['program', 'p50', 'p99', 'idle memory', 'peak memory', 'startup, ms'], processRows)}
+
+## Both services
+
+Both services of each pair share one core.
+
+${table(
+  ['programs', ...loads.map((load) => `requests/s, ${LOADS[load].title}`)],
+  chains.map((chain) => [chain.name, ...loads.map((load) => rounded(chainRate(chain, load)))]),
+)}
+
+${table(
+  ['books', 'requests/s', 'p99'],
+  Object.entries(BOOKS_TITLES).map(([key, title]) => [
+    title,
+    rounded(books[key].perSecond),
+    books[key].p99.toFixed(1),
   ]),
 )}
 
-Versions: ${versions()}.
+## Scaling
+
+Relative cost is the cost of a request compared with the cost at ${CONNECTIONS} connections. First responses is the time, in ms, from the start until every connection has had its first response; measuring starts then. The container has ${MEMORY_LIMIT_MIB} MiB.
+
+${table(['program', 'connections', 'requests/s', 'relative cost', 'p99', 'first responses', 'peak memory', 'failed'], scalingRows)}
+
+Versions: ${versions.join(', ')}.
 `;
+}
+
+function scalingCells({ connections, perSecond, cost, p99, firstResponsesMs, peak, failed }) {
+  const figures = [p99.toFixed(1), rounded(firstResponsesMs), rounded(peak), failed];
+  return [connections, rounded(perSecond), cost?.toFixed(2) ?? '', ...figures];
+}
+
+moveToOtherCore();
+await startNextHops();
+const text = report({
+  rounds: await measureServers(),
+  chains: [
+    await measureChain('api and api2', [API, API2]),
+    await measureChain('Express 4 + isomorphic-fetch, Express 4 (tutorial)', [
+      'peers/tutorial.js',
+      'peers/tutorial-api2.js',
+    ]),
+  ],
+  books: await measureBooks(),
+  scaling: await measureScaling(),
+  container: await measureContainer(),
+  get: await measureGet(),
+});
 writeFileSync('RESULTS.md', text);
 process.stdout.write(text);
 process.exit(0);

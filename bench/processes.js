@@ -1,0 +1,91 @@
+// Starts and measures the programs of the benchmarks. With two cores or more, the server runs on one core and
+// everything else on another.
+import { execFileSync, spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+export const SERVER_CORE = 0;
+export const OTHER_CORE = 1;
+export const isPinned = availableParallelism() >= 2 && isInstalled('taskset', '--version');
+
+const running = new Set();
+process.once('exit', () => {
+  for (const child of running) child.kill('SIGKILL');
+});
+for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => process.exit(1));
+
+export function isInstalled(command, versionOption) {
+  try {
+    execFileSync(command, [versionOption], { stdio: 'ignore' });
+    return true;
+  } catch (error) {
+    // wrk prints its version and exits with 1.
+    return error.code === undefined;
+  }
+}
+
+/** Runs a command on one core. */
+export function start(core, command, args, { env = {}, stdout = 'pipe' } = {}) {
+  const pinned = isPinned ? ['taskset', '-c', String(core), command, ...args] : [command, ...args];
+  const child = spawn(pinned[0], pinned.slice(1), {
+    env: { ...process.env, ...env },
+    stdio: ['ignore', stdout, 'inherit'],
+  });
+  running.add(child);
+  child.once('exit', () => running.delete(child));
+  return child;
+}
+
+/** Runs a program with this Node on one core. */
+export function startNode(core, args, options) {
+  return start(core, process.execPath, args, options);
+}
+
+/** Starts an HTTP server on the core of the server, reads its log, and does not wait until it is ready. */
+export function startServer(program, port, env = {}, core = SERVER_CORE) {
+  const own = { HOST: '127.0.0.1', PORT: String(port), ADMIN_PORT: String(port + 1) };
+  const child = startNode(core, [program], { env: { ...own, ...env } });
+  child.stdout.resume();
+  return child;
+}
+
+/** This process reads the logs of the servers, so it must not run on their core. */
+export function moveToOtherCore() {
+  if (isPinned)
+    execFileSync('taskset', ['-acp', String(OTHER_CORE), String(process.pid)], { stdio: 'ignore' });
+}
+
+export async function waitUntilReady(url) {
+  for (;;) {
+    try {
+      const response = await fetch(url);
+      await response.arrayBuffer();
+      if (response.ok) return;
+    } catch {
+      // The server does not listen yet.
+    }
+    await sleep(2);
+  }
+}
+
+export async function kill(child) {
+  const exited = new Promise((resolve) => child.once('exit', resolve));
+  child.kill('SIGKILL');
+  await exited;
+}
+
+/** The output of a program that ends by itself. */
+export async function outputOf(child) {
+  let text = '';
+  for await (const data of child.stdout) text += data;
+  return text;
+}
+
+/** @param field `VmRSS` for the memory in use, `VmHWM` for its maximum */
+export function memoryMiB(pid, field) {
+  const status = readFileSync(`/proc/${pid}/status`, 'utf8');
+  return Number(new RegExp(`${field}:\\s+(\\d+)`).exec(status)[1]) / 1024;
+}
+
+export const median = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];

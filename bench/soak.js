@@ -1,0 +1,52 @@
+// npm run bench:soak: api at full load for 30 minutes (or MINUTES), with 2 % of the clients leaving before they have
+// a response and 2 % of the attempts failing. Checks that its memory does not grow and that each response belongs to
+// its request.
+import { setTimeout as sleep } from 'node:timers/promises';
+import {
+  kill,
+  median,
+  memoryMiB,
+  moveToOtherCore,
+  OTHER_CORE,
+  outputOf,
+  startNode,
+  startServer,
+  waitUntilReady,
+} from './processes.js';
+
+const MINUTES = Number(process.env.MINUTES ?? 30);
+const SAMPLE_MS = 2000;
+const SAMPLES_PER_MINUTE = 60_000 / SAMPLE_MS;
+const NEXT_HOP_PORT = 18_280;
+const PORT = 18_282;
+
+moveToOtherCore();
+startNode(OTHER_CORE, ['soak/next-hop.js'], { env: { PORT: String(NEXT_HOP_PORT) } });
+const api = startServer('../dist/services/api/main.js', PORT, {
+  API2_URL: `http://127.0.0.1:${NEXT_HOP_PORT}`,
+});
+await waitUntilReady(`http://127.0.0.1:${PORT}/hello`);
+const load = startNode(OTHER_CORE, ['soak/load.js', String(PORT), String(MINUTES)]);
+const counted = outputOf(load);
+let hasEnded = false;
+counted.then(() => {
+  hasEnded = true;
+});
+const samples = [];
+while (!hasEnded) {
+  await sleep(SAMPLE_MS);
+  samples.push(memoryMiB(api.pid, 'VmRSS'));
+}
+const counts = JSON.parse(await counted);
+const isRunning = api.exitCode === null;
+await kill(api);
+
+// The median of a minute, because the memory in use goes up and down with each garbage collection.
+const early = median(samples.slice(SAMPLES_PER_MINUTE, 2 * SAMPLES_PER_MINUTE));
+const late = median(samples.slice(-SAMPLES_PER_MINUTE));
+process.stdout.write(`${MINUTES} minutes: ${JSON.stringify(counts)}
+memory: ${early.toFixed(0)} MiB in the second minute, ${late.toFixed(0)} MiB in the last one (${(late / early).toFixed(2)}), at most ${Math.max(...samples).toFixed(0)} MiB
+`);
+const isGood = isRunning && counts.wrong === 0 && counts.ok > 0 && late <= early * 1.1;
+process.stdout.write(isGood ? 'passed\n' : 'failed: see above\n');
+process.exit(isGood ? 0 : 1);
