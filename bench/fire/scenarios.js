@@ -100,7 +100,7 @@ export const SCENARIOS = {
   post: {
     title: '`POST` while replicas are killed with `kill -9`, one after the other, six times',
     description:
-      'Each request stores a book with a title of its own. The only wrong results are a title that is stored twice and a book that is missing although the client reported success.',
+      'Each request stores a book with a title of its own. The only wrong results are a title that is stored twice and a book that is missing although the client reported success. axios-retry sends a POST again after any network error, even if api2 may have executed it, so it can store a book twice. The other clients send a POST again only if nothing of it was sent, or never.',
     columns: { twice: 'stored twice', missing: 'acknowledged and missing' },
     async run(client) {
       const names = await prepare(client, 3);
@@ -126,7 +126,7 @@ export const SCENARIOS = {
   gone: {
     title: 'All 3 replicas gone for 4 s and back',
     description:
-      'The first success is counted from the moment at which the first replica accepts connections. Only requests sent after that moment are in the other columns.',
+      'The first success is counted from the moment at which the first replica accepts connections. Only requests sent after that moment are in the other columns. Clients without a circuit breaker try to connect for each request; next-hop and cockatiel reject requests until a probe succeeds.',
     columns: { first: 'first success' },
     async run(client) {
       const names = await prepare(client, 3);

@@ -29,6 +29,11 @@ export class DurationHistogram {
     series.sum += seconds;
   }
 
+  /** Adds a series without any observation: Prometheus does not count the first value of a series that is new. */
+  init(first: LabelValue, second: LabelValue, third: LabelValue) {
+    this.add(first, second, third);
+  }
+
   /** Called by prom-client's registry. */
   async get() {
     const { name, help, type, aggregator } = this;

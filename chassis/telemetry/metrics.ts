@@ -4,6 +4,17 @@ import { DurationHistogram } from './histogram';
 
 const BUCKETS_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
 const CIRCUIT_VALUES: Readonly<Record<CircuitState, number>> = { closed: 0, 'half-open': 1, open: 2 };
+// The errors that operators look for. Their series exist from the start.
+const COMMON_ERRORS = [
+  'dns_error',
+  'connection_refused',
+  'connection_timeout',
+  'connection_terminated',
+  'http_response_timeout',
+  'http_response_incomplete',
+  'connection_limit_reached',
+  'destination_unavailable',
+];
 // Other methods share a label, as in OpenTelemetry, so that clients can't create many series.
 const KNOWN_METHODS = new Set(['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']);
 
@@ -40,7 +51,7 @@ export class Metrics {
   );
   private readonly retries = new Counter({
     name: 'http_client_retries_total',
-    help: 'Repeated requests to a next hop; probes of ejected endpoints count as hedges.',
+    help: 'Repeated requests to a next hop; probes count as hedges.',
     labelNames: ['next_hop', 'kind'],
     registers: [this.registry],
   });
@@ -52,7 +63,7 @@ export class Metrics {
   });
   private readonly exhaustedBudgets = new Counter({
     name: 'http_client_retry_budget_exhausted_total',
-    help: 'Retries, hedges and probes that the retry budget did not allow.',
+    help: 'Retries and hedges that the retry budget did not allow.',
     labelNames: ['next_hop'],
     registers: [this.registry],
   });
@@ -85,6 +96,7 @@ export class Metrics {
   /** Adds a next hop to the exported metrics. */
   watch(nextHop: MeasuredNextHop) {
     this.nextHops.push(nextHop);
+    for (const error of COMMON_ERRORS) this.clientDurations.init(nextHop.name, '', error);
     for (const kind of ['retry', 'hedge']) this.retries.inc({ next_hop: nextHop.name, kind }, 0);
     this.hedgesWon.inc({ next_hop: nextHop.name }, 0);
     this.exhaustedBudgets.inc({ next_hop: nextHop.name }, 0);

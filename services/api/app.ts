@@ -34,26 +34,26 @@ export function createApp(options: AppOptions): Express {
   app.disable('x-powered-by').disable('etag').set('query parser', false);
 
   app.use(traffic.record());
+  // The limit applies within the routes, so that logs and metrics name the route of a rejected request.
   const limit = traffic.limit(maxInFlight, 'api');
-  app.use(limit);
   const fault = faults ? [forwardFault()] : [];
 
   app
     .route('/hello')
-    .get(...fault, hello(collapse ? coalescedGet(api2) : plainGet(api2)), helloErrorHandler())
+    .get(limit, ...fault, hello(collapse ? coalescedGet(api2) : plainGet(api2)), helloErrorHandler())
     .all(methodNotAllowed('GET', 'HEAD'));
   app
     .route('/data')
-    .get(data(coalescedGet(external), externalPath, log))
+    .get(limit, data(coalescedGet(external), externalPath, log))
     .all(methodNotAllowed('GET', 'HEAD'));
-  app.route('/openapi.json').get(openApi()).all(methodNotAllowed('GET', 'HEAD'));
+  app.route('/openapi.json').get(limit, openApi()).all(methodNotAllowed('GET', 'HEAD'));
   app.use(
-    gateway(fault, limit, [
+    gateway([limit, ...fault], limit, [
       { path: '/books', methods: ['GET', 'HEAD', 'POST'], nextHop: api2 },
       { path: '/books/:id', methods: ['GET', 'HEAD', 'PUT', 'DELETE'], nextHop: api2 },
     ]),
   );
-  app.use(page(faults));
+  app.use(limit, page(faults));
 
   app.use(notFound());
   app.use(nextHopErrorToProblem('api'));

@@ -171,9 +171,9 @@ function interceptEnd(res: Response, send: (body: Buffer, end: (rest: Buffer) =>
   const end = res.end.bind(res);
   res.end = ((chunk: string | Buffer = '') => {
     const body = Buffer.from(chunk);
-    // A 204 must not have a content length, and that of a 304 would be the one of the 200 (RFC 9110, section 8.6).
-    const hasContent = res.statusCode !== 204 && res.statusCode !== 304;
-    if (hasContent && !res.hasHeader('content-length')) res.setHeader('content-length', body.length);
+    // There is nothing to truncate or to delay in a 204 or 304.
+    if (res.statusCode === 204 || res.statusCode === 304) return end();
+    if (!res.hasHeader('content-length')) res.setHeader('content-length', body.length);
     res.flushHeaders();
     send(body, end);
     return res;

@@ -7,13 +7,12 @@ const WINDOW = 32;
 const MIN_RECORDED = 16;
 const STALE_AFTER_MS = 10_000;
 const PROBE_AFTER_MS = 1000;
-const PROBE_AFTER_NO_CONNECTION_MS = 25;
+const CHECK_INTERVAL_MS = 25;
 
 /**
  * Opens when most of the recent exchanges failed, lets one probe through after a second, and closes when that
- * succeeds. As long as no connection can be established, one is let through every 25 ms, even if earlier ones have not
- * ended: a next hop that is down cannot be overloaded, and an attempt to connect to it may hang when it comes back.
- * Times are milliseconds of one monotonic clock.
+ * succeeds. While no connection can be established, checks in the background may close it earlier. Times are
+ * milliseconds of one monotonic clock.
  */
 export class CircuitBreaker {
   state: CircuitState = 'closed';
@@ -22,18 +21,33 @@ export class CircuitBreaker {
   private failures = 0;
   private lastRecordMs = 0;
   private probeAtMs = 0;
-  /** Whether the exchange that opened the circuit had a connection. */
-  private hadConnection = true;
+  /** When a check may start. Infinite if the exchange that opened the circuit had a connection. */
+  private checkAtMs = Number.POSITIVE_INFINITY;
 
   constructor(private readonly onChange: (state: CircuitState) => void = () => {}) {}
 
   /** Whether an exchange may start now. Unless rejected, it must end in `record` or `cancel`. */
   admit(nowMs: number): Admission {
     if (this.state === 'closed') return 'pass';
-    if (nowMs < this.probeAtMs) return 'rejected';
-    this.probeAtMs = this.hadConnection ? Number.POSITIVE_INFINITY : nowMs + PROBE_AFTER_NO_CONNECTION_MS;
+    if (this.state === 'half-open' || nowMs < this.probeAtMs) return 'rejected';
     this.setState('half-open');
     return 'probe';
+  }
+
+  /**
+   * Whether to check now, in the background, if the next hop accepts connections again: every 25 ms while none can be
+   * established. A next hop that is down cannot be overloaded. Several checks run at once, because a connection attempt
+   * that was started too early can hang.
+   */
+  startsCheck(nowMs: number): boolean {
+    if (this.state === 'closed' || nowMs < this.checkAtMs) return false;
+    this.checkAtMs = nowMs + CHECK_INTERVAL_MS;
+    return true;
+  }
+
+  /** Called when a check succeeds. */
+  close() {
+    this.setState('closed');
   }
 
   /**
@@ -46,18 +60,9 @@ export class CircuitBreaker {
     else if (admission === 'probe') this.setState('closed');
   }
 
-  /** Lets a probe through now, even if an earlier one has not ended. */
-  probeNow() {
-    if (this.state === 'closed') return;
-    this.probeAtMs = 0;
-    this.setState('open');
-  }
-
   /** Ends an admitted exchange without a result. If it was the probe, the next exchange becomes the probe. */
   cancel(admission: Admission) {
-    if (admission !== 'probe' || this.state !== 'half-open') return;
-    this.probeAtMs = 0;
-    this.setState('open');
+    if (admission === 'probe' && this.state === 'half-open') this.setState('open');
   }
 
   private count(failed: boolean, nowMs: number, hadConnection: boolean) {
@@ -71,11 +76,8 @@ export class CircuitBreaker {
   }
 
   private open(nowMs: number, hadConnection: boolean) {
-    this.hadConnection = hadConnection;
-    const probeAtMs = nowMs + (hadConnection ? PROBE_AFTER_MS : PROBE_AFTER_NO_CONNECTION_MS);
-    // One of several probes that failed to connect must not delay the next one.
-    const isLate = !hadConnection && this.state !== 'closed';
-    this.probeAtMs = isLate ? Math.min(this.probeAtMs, probeAtMs) : probeAtMs;
+    this.probeAtMs = nowMs + PROBE_AFTER_MS;
+    this.checkAtMs = hadConnection ? Number.POSITIVE_INFINITY : nowMs;
     this.reset();
     this.setState('open');
   }

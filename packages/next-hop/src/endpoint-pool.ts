@@ -20,8 +20,6 @@ export interface EndpointPoolOptions {
   /** Returns a dispatcher with at most `connections` connections to one address; none is opened before it is needed. */
   open: (address: LookupAddress, connections: number) => Dispatcher;
   lookup?: Lookup | undefined;
-  /** Called when the name resolves again after a failed lookup. */
-  onResolvedAgain?: () => void;
   /** How often the name is resolved again. */
   lookupIntervalMs?: number | undefined;
 }
@@ -38,7 +36,6 @@ export class EndpointPool {
   private lookups = 0;
   private lastApplied = 0;
   private lastLookupMs = Number.NEGATIVE_INFINITY;
-  private hasLookupFailed = false;
   private pendingLookup: Promise<void> | undefined;
   private readonly timer: NodeJS.Timeout;
 
@@ -54,13 +51,18 @@ export class EndpointPool {
    */
   choose(avoid: readonly Endpoint[] = NONE): Endpoint | undefined {
     const { endpoints } = this;
-    let best: Endpoint | undefined;
-    this.lastChosen = this.lastChosen + 1 < endpoints.length ? this.lastChosen + 1 : 0;
-    for (let i = 0; i < endpoints.length; i++) {
+    let best = this.next();
+    for (let i = 1; i < endpoints.length; i++) {
       const candidate = endpoints[(this.lastChosen + i) % endpoints.length] as Endpoint;
-      if (best === undefined || isBetter(candidate, best, avoid)) best = candidate;
+      if (isBetter(candidate, best as Endpoint, avoid)) best = candidate;
     }
     return best;
+  }
+
+  /** Returns the next endpoint in turn, whatever its state. */
+  next(): Endpoint | undefined {
+    this.lastChosen = this.lastChosen + 1 < this.endpoints.length ? this.lastChosen + 1 : 0;
+    return this.endpoints[this.lastChosen];
   }
 
   /** Returns an endpoint that is due for a probe, unless all others are ejected: it then gets requests in any case. */
@@ -144,15 +146,10 @@ export class EndpointPool {
 
   private async resolve(number: number) {
     const { hostname, lookup = lookUpAll } = this.options;
-    const found = await lookup(hostname).catch((error) => {
-      this.hasLookupFailed = true;
-      throw error;
-    });
+    const found = await lookup(hostname);
     if (number < this.lastApplied) return;
     this.lastApplied = number;
     this.replace(found);
-    if (this.hasLookupFailed) this.options.onResolvedAgain?.();
-    this.hasLookupFailed = false;
   }
 
   private replace(found: readonly LookupAddress[]) {

@@ -98,8 +98,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.hop.budget.deposit(this.startedMs);
     this.admission = this.hop.breaker.admit(this.startedMs);
     if (this.admission === 'rejected') {
-      // The circuit lets a probe through as soon as the name resolves again.
       this.hop.endpoints.refresh();
+      this.checkConnection();
       return this.fail('destination_unavailable');
     }
     this.timer = this.isRepeatable
@@ -350,12 +350,32 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   // The probe is a copy of this request, or a HEAD request for its path if it must not be repeated.
   private sendProbe() {
     const endpoint = this.hop.endpoints.dueForProbe(this.startedMs);
-    if (endpoint === undefined || !this.hop.budget.withdrawHedge(this.startedMs)) return;
+    if (endpoint === undefined || !this.hop.budget.withdrawProbe(this.startedMs)) return;
     endpoint.startProbe();
     this.hop.observer.probeStarted?.(endpoint.address);
+    this.probe(endpoint, (succeeded) => {
+      if (succeeded) endpoint.succeeded();
+      else endpoint.probeFailed(performance.now());
+    });
+  }
+
+  // This request is rejected, so its copy is no additional load.
+  private checkConnection() {
+    const { breaker, endpoints } = this.hop;
+    if (this.request.allowProbe === false || !breaker.startsCheck(this.startedMs)) return;
+    const endpoint = endpoints.next();
+    if (endpoint === undefined) return;
+    this.probe(endpoint, (succeeded) => {
+      if (!succeeded) return;
+      endpoint.succeeded();
+      breaker.close();
+    });
+  }
+
+  private probe(endpoint: Endpoint, onEnd: (succeeded: boolean) => void) {
     const { isRepeatable, request, origin, path } = this;
     const probe = isRepeatable ? { ...request, origin } : { origin, path, method: 'HEAD' as const };
-    new Probe(endpoint, this.timeoutMs / 4).send(probe);
+    new Probe(this.timeoutMs / 4, onEnd).send(probe, endpoint.connections);
   }
 
   // An error of the request body stream is the caller's own and ends the exchange.

@@ -490,6 +490,50 @@ test('a next hop whose name resolves again is used within 400 ms, although the c
   expect(performance.now() - backMs).toBeLessThan(400);
 });
 
+describe('a next hop to which no connection can be established', () => {
+  test('requests fail at once while the circuit is open, and succeed within 100 ms after it listens', async () => {
+    const port = await closedPort();
+    const hop = clientOf(`http://127.0.0.1:${port}`);
+    while (hop.circuit !== 'open') await measure(hop);
+    const failed = [];
+    for (let i = 0; i < 20; i++) failed.push(await measure(hop));
+    expect(new Set(failed.map(({ outcome }) => outcome))).toEqual(new Set(['destination_unavailable']));
+    const server = await httpUpstream((_req, res) => void res.end('ok'), '127.0.0.1', port);
+    cleanups.push(() => server.close());
+    const startMs = performance.now();
+    while ((await measure(hop)).outcome !== 'ok') await sleep(5);
+    expect(performance.now() - startMs).toBeLessThan(100);
+  });
+
+  test('requests fail at once although attempts to connect hang, except one per second', async () => {
+    const hop = clientOf('http://127.0.0.1:9', { connect: () => {} });
+    await Promise.all(Array.from({ length: 40 }, () => measure(hop)));
+    expect(hop.circuit).toBe('open');
+    const results: Promise<{ ms: number }>[] = [];
+    for (let i = 0; i < 30; i++) {
+      results.push(measure(hop));
+      await sleep(50);
+    }
+    const slow = (await Promise.all(results)).filter(({ ms }) => ms > 40);
+    expect(slow.length).toBeLessThanOrEqual(2);
+  });
+
+  test('a client that sends only POSTs notices that it listens again', async () => {
+    const port = await closedPort();
+    const hop = clientOf(`http://127.0.0.1:${port}`);
+    const post = () => hop.request({ method: 'POST', path: '/', body: '{}' });
+    while (hop.circuit !== 'open') await post().catch(() => {});
+    const server = await httpUpstream((_req, res) => void res.end('ok'), '127.0.0.1', port);
+    cleanups.push(() => server.close());
+    await sleep(30);
+    await post().catch(() => {});
+    await sleep(50);
+    const { statusCode, body } = await post();
+    await body.dump();
+    expect(statusCode).toBe(200);
+  });
+});
+
 describe('edge cases', () => {
   test('a 503 from the only address is the response even if an earlier attempt is still in flight', async () => {
     let requests = 0;

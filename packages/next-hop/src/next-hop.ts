@@ -95,7 +95,6 @@ export class NextHop<Context = unknown> extends Dispatcher {
           factory
             ? factory(this.origin, { address, connections: share })
             : this.openPool(address, share, options.connect),
-        onResolvedAgain: () => this.hop.breaker.probeNow(),
       }),
       budget: new RetryBudget(() => observer.budgetExhausted?.()),
       hedgeDelay: new HedgeDelay(timeoutMs / 4),

@@ -51,9 +51,9 @@ export interface Observer<Context = unknown> {
     error: NextHopError | undefined,
     isCancelled: boolean,
   ): void;
-  /** A probe was sent to an ejected address: a copy of a request that is not one of the attempts of its exchange. */
+  /** A probe was sent to an address: a copy of a request that is not one of the attempts of its exchange. */
   probeStarted?(address: string): void;
-  /** The retry budget did not allow a retry, hedge or probe. */
+  /** The retry budget did not allow a retry or hedge. */
   budgetExhausted?(): void;
   circuitChanged?(state: CircuitState): void;
 }

@@ -229,38 +229,21 @@ describe('the circuit breaker', () => {
     expect(breaker.admit(0)).toBe('pass');
   });
 
-  test('lets a probe through 25 ms after an exchange without a connection, and immediately when told to', () => {
-    const { breaker } = circuit();
-    for (let i = 0; i < 16; i++) breaker.record(breaker.admit(0), true, 0, false);
-    expect(breaker.admit(24)).toBe('rejected');
-    expect(breaker.admit(25)).toBe('probe');
-    expect(breaker.admit(26)).toBe('rejected');
-    breaker.probeNow();
-    expect(breaker.admit(27)).toBe('probe');
-    breaker.record('probe', false, 28);
-    expect(breaker.admit(29)).toBe('pass');
-  });
-
-  test('lets a probe through every 25 ms without a connection, even if the last one has not ended', () => {
+  test('while no connection can be established, starts a check every 25 ms, and closes when one succeeds', () => {
     const { breaker, states } = circuit();
     for (let i = 0; i < 16; i++) breaker.record(breaker.admit(0), true, 0, false);
-    expect([25, 49, 50, 74].map((nowMs) => breaker.admit(nowMs))).toEqual([
-      'probe',
-      'rejected',
-      'probe',
-      'rejected',
-    ]);
-    breaker.record('probe', true, 74, false);
-    expect(breaker.admit(75)).toBe('probe');
-    // The next hop accepts connections again, but responds with a failure.
-    breaker.record('probe', true, 80);
-    expect([105, 1079, 1080, 5000].map((nowMs) => breaker.admit(nowMs))).toEqual([
-      'rejected',
-      'rejected',
-      'probe',
-      'rejected',
-    ]);
-    expect(states).toEqual(['open', 'half-open', 'open', 'half-open', 'open', 'half-open']);
+    expect(breaker.admit(999)).toBe('rejected');
+    expect([10, 34, 35, 60].map((nowMs) => breaker.startsCheck(nowMs))).toEqual([true, false, true, true]);
+    breaker.close();
+    expect(breaker.admit(61)).toBe('pass');
+    expect(breaker.startsCheck(100)).toBe(false);
+    expect(states).toEqual(['open', 'closed']);
+  });
+
+  test('starts no check if the next hop fails after it accepted a connection', () => {
+    const { breaker, fail } = circuit();
+    fail(16, 0);
+    expect(breaker.startsCheck(500)).toBe(false);
   });
 
   test('lets one probe through after a second, and closes when it succeeds', () => {

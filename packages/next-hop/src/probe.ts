@@ -1,22 +1,21 @@
 import type { Dispatcher } from 'undici';
-import type { Endpoint } from './endpoint';
 import { isGatewayError } from './errors';
 
-/** A request that checks whether an ejected or suspect endpoint responds. Its response is discarded. */
+/** A request that checks whether an endpoint responds. Its response is discarded. */
 export class Probe implements Dispatcher.DispatchHandler {
   private controller: Dispatcher.DispatchController | undefined;
   private readonly timer: NodeJS.Timeout;
   private hasEnded = false;
 
   constructor(
-    private readonly endpoint: Endpoint,
     timeoutMs: number,
+    private readonly onEnd: (succeeded: boolean) => void,
   ) {
-    this.timer = setTimeout(() => this.fail(), timeoutMs);
+    this.timer = setTimeout(() => this.end(false), timeoutMs);
   }
 
-  send(request: Dispatcher.DispatchOptions) {
-    this.endpoint.connections.dispatch(request, this);
+  send(request: Dispatcher.DispatchOptions, connections: Dispatcher) {
+    connections.dispatch(request, this);
   }
 
   onRequestStart(controller: Dispatcher.DispatchController) {
@@ -24,12 +23,8 @@ export class Probe implements Dispatcher.DispatchHandler {
     if (this.hasEnded) controller.abort(new Error('probe timed out'));
   }
 
-  onResponseStart(controller: Dispatcher.DispatchController, status: number) {
-    if (status < 200) return;
-    if (isGatewayError(status)) return this.fail();
-    this.end();
-    this.endpoint.succeeded();
-    controller.abort(new Error('probe succeeded'));
+  onResponseStart(_controller: Dispatcher.DispatchController, status: number) {
+    if (status >= 200) this.end(!isGatewayError(status));
   }
 
   // undici requires both methods, although the probe has ended by then.
@@ -38,18 +33,14 @@ export class Probe implements Dispatcher.DispatchHandler {
   onResponseEnd() {}
 
   onResponseError() {
-    this.fail();
+    this.end(false);
   }
 
-  private fail() {
+  private end(succeeded: boolean) {
     if (this.hasEnded) return;
-    this.end();
-    this.endpoint.probeFailed(performance.now());
-    this.controller?.abort(new Error('probe failed'));
-  }
-
-  private end() {
     this.hasEnded = true;
     clearTimeout(this.timer);
+    this.onEnd(succeeded);
+    this.controller?.abort(new Error('probe ended'));
   }
 }

@@ -11,7 +11,7 @@ export class RetryBudget {
   private readonly retries = new Array<number>(BUCKETS).fill(0);
   private current = 0;
 
-  /** @param onExhausted called for each retry, hedge or probe that the budget does not allow */
+  /** @param onExhausted called for each retry or hedge that the budget does not allow */
   constructor(private readonly onExhausted: () => void = () => {}) {}
 
   /** Counts an exchange. */
@@ -21,20 +21,27 @@ export class RetryBudget {
 
   /** Takes one retry from the budget. Returns false if none is left. */
   withdraw(nowMs: number): boolean {
-    return this.take(nowMs, 1 / 10);
+    return this.take(nowMs, 1 / 10) || this.reject();
   }
 
-  /** Takes one hedge or probe. They get only half of the share, so that some is left for retries, without which requests fail. */
+  /** Takes one hedge. Hedges and probes get only half of the share, so that some is left for retries, without which requests fail. */
   withdrawHedge(nowMs: number): boolean {
+    return this.take(nowMs, 1 / 20) || this.reject();
+  }
+
+  /** Takes one probe. If none is left, a later request sends it. */
+  withdrawProbe(nowMs: number): boolean {
     return this.take(nowMs, 1 / 20);
+  }
+
+  private reject() {
+    this.onExhausted();
+    return false;
   }
 
   private take(nowMs: number, share: number) {
     this.clearOldBuckets(nowMs);
-    if (sum(this.retries) >= sum(this.exchanges) * share + MIN_RETRIES) {
-      this.onExhausted();
-      return false;
-    }
+    if (sum(this.retries) >= sum(this.exchanges) * share + MIN_RETRIES) return false;
     this.count(this.retries, nowMs);
     return true;
   }
