@@ -38,6 +38,8 @@ const BACKLOG = 4096;
 // load such a turn takes seconds, and pending requests to a next hop miss their deadline. Requests beyond this number
 // wait for the next turn.
 const MAX_REQUESTS_PER_TURN = 64;
+// libuv also accepts only one connection per turn. Shorter turns accept a burst of connections sooner.
+const MAX_REQUESTS_WHILE_ACCEPTING = 1;
 
 // Maximum number of pending requests on one connection. Clients don't pipeline that many, and Node has no limit.
 const MAX_PIPELINED = 128;
@@ -87,6 +89,7 @@ export class HttpServer {
   private readonly connections = new Map<Socket, Connection>();
   private readonly maxIdleChecks: number;
   private requestsInTurn = 0;
+  private maxRequestsInTurn = MAX_REQUESTS_PER_TURN;
   private readonly queue: [IncomingMessage, ServerResponse][] = [];
   private readonly classes;
   private isDraining = false;
@@ -174,6 +177,7 @@ export class HttpServer {
 
   private connectionOpened(socket: Socket) {
     this.acceptedConnections++;
+    this.maxRequestsInTurn = MAX_REQUESTS_WHILE_ACCEPTING;
     this.connections.set(socket, {
       firstRequestDeadlineMs: performance.now() + FIRST_REQUEST_MS,
       latest: undefined,
@@ -280,7 +284,7 @@ export class HttpServer {
   }
 
   private handle(req: IncomingMessage, res: ServerResponse) {
-    if (this.requestsInTurn === MAX_REQUESTS_PER_TURN) {
+    if (this.requestsInTurn >= this.maxRequestsInTurn) {
       this.queue.push([req, res]);
       return;
     }
@@ -303,7 +307,8 @@ export class HttpServer {
 
   private nextTurn() {
     this.requestsInTurn = 0;
-    for (const [req, res] of this.queue.splice(0, MAX_REQUESTS_PER_TURN)) this.handle(req, res);
+    for (const [req, res] of this.queue.splice(0, this.maxRequestsInTurn)) this.handle(req, res);
+    this.maxRequestsInTurn = MAX_REQUESTS_PER_TURN;
   }
 
   private checkConnections() {

@@ -81,7 +81,7 @@ export class Traffic {
 
   // Above the limit, closes the connection of the oldest request with unsent bytes. The request with the most bytes
   // may be that of a fast client with a large response.
-  private countBuffered(bytes: number) {
+  private readonly countBuffered = (bytes: number) => {
     this.bufferedBytes += bytes;
     if (this.bufferedBytes <= MAX_BUFFERED_BYTES) return;
     let unsentBytes = 0;
@@ -92,7 +92,7 @@ export class Traffic {
       if (oldest === undefined || record.startedMs < oldest.startedMs) oldest = record;
     });
     if (unsentBytes > MAX_BUFFERED_BYTES) oldest?.closeConnection();
-  }
+  };
 
   // Counts the requests in flight that are not waiting for their client. The count is cached for RECOUNT_MS, except
   // for requests with bodies, many of which may arrive within that time.
@@ -109,7 +109,7 @@ export class Traffic {
   }
 
   private requestStarted(req: Request, res: Response) {
-    const record = new RequestRecord(req, res, this.tracing, (bytes) => this.countBuffered(bytes));
+    const record = new RequestRecord(req, res, this.tracing, this.countBuffered);
     res.locals.record = record;
     res.setHeader('x-request-id', record.requestId);
     res.setHeader('x-content-type-options', 'nosniff');
