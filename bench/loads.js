@@ -29,7 +29,9 @@ export async function startNextHops() {
 
 function startNginx() {
   const directory = mkdtempSync(join(tmpdir(), 'onehop-nginx-'));
+  // Without a master process, ending this one leaves no worker behind.
   const configuration = `daemon off;
+master_process off;
 pid ${directory}/nginx.pid;
 error_log stderr;
 events { worker_connections 8192; }
