@@ -59,7 +59,8 @@ async function runWrk(url, connections, seconds) {
   const text = await outputOf(start(OTHER_CORE, 'wrk', options));
   const number = (pattern) => Number(pattern.exec(text)?.[1] ?? 0);
   const milliseconds = (percentile) => {
-    const [, value = 'NaN', unit = 'ms'] = new RegExp(`^ +${percentile}% +([\\d.]+)(us|ms|s)$`, 'm').exec(text) ?? [];
+    const [, value = 'NaN', unit = 'ms'] =
+      new RegExp(`^ +${percentile}% +([\\d.]+)(us|ms|s)$`, 'm').exec(text) ?? [];
     return Number(value) * { us: 0.001, ms: 1, s: 1000 }[unit];
   };
   const errors = /Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)/.exec(text) ?? [];
