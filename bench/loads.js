@@ -1,5 +1,5 @@
-// The two loads of the benchmark, each with a next hop. They differ in what they send, in how much work arrives at
-// once, and in the headers of the next hop.
+// The two load generators of the benchmark, each with a next hop. They differ in how many requests arrive at once and
+// in the headers of the next hop.
 import { mkdtempSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,7 +14,7 @@ const NGINX_PORT = 18_201;
  */
 export const LOADS = {
   node: { title: 'load.js', nextHop: `http://127.0.0.1:${NODE_PORT}`, run: runNode },
-  ...(isInstalled('wrk', '--version') &&
+  ...(isInstalled('wrk', '--version', 1) &&
     isInstalled('nginx', '-v') && {
       wrk: { title: 'wrk and nginx', nextHop: `http://127.0.0.1:${NGINX_PORT}`, run: runWrk },
     }),
@@ -57,6 +57,7 @@ async function runNode(url, connections, seconds, rate) {
 async function runWrk(url, connections, seconds) {
   const options = ['-t1', `-c${connections}`, `-d${seconds}s`, '--timeout', '10s', '--latency', url];
   const text = await outputOf(start(OTHER_CORE, 'wrk', options));
+  if (!text.includes('Requests/sec')) throw new Error(`wrk failed: ${text}`);
   const number = (pattern) => Number(pattern.exec(text)?.[1] ?? 0);
   const milliseconds = (percentile) => {
     const [, value = 'NaN', unit = 'ms'] =

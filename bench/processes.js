@@ -1,6 +1,6 @@
 // Starts and measures the programs of the benchmarks. With two cores or more, the server runs on one core and
 // everything else on another.
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -15,14 +15,9 @@ process.once('exit', () => {
 });
 for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => process.exit(1));
 
-export function isInstalled(command, versionOption) {
-  try {
-    execFileSync(command, [versionOption], { stdio: 'ignore' });
-    return true;
-  } catch (error) {
-    // wrk prints its version and exits with 1.
-    return error.code === undefined;
-  }
+/** @param status the exit code of a program that works */
+export function isInstalled(command, option, status = 0) {
+  return spawnSync(command, [option], { stdio: 'ignore' }).status === status;
 }
 
 /** Runs a command on one core. */
@@ -42,7 +37,7 @@ export function startNode(core, args, options) {
   return start(core, process.execPath, args, options);
 }
 
-/** Starts an HTTP server on the core of the server, reads its log, and does not wait until it is ready. */
+/** Starts an HTTP server on the core of the servers and discards its log. Does not wait until it is ready. */
 export function startServer(program, port, env = {}, core = SERVER_CORE) {
   const own = { HOST: '127.0.0.1', PORT: String(port), ADMIN_PORT: String(port + 1) };
   const child = startNode(core, [program], { env: { ...own, ...env } });
@@ -56,8 +51,9 @@ export function moveToOtherCore() {
     execFileSync('taskset', ['-acp', String(OTHER_CORE), String(process.pid)], { stdio: 'ignore' });
 }
 
+/** @throws {Error} if there is no response within 30 s */
 export async function waitUntilReady(url) {
-  for (;;) {
+  for (const endMs = performance.now() + 30_000; performance.now() < endMs; await sleep(2)) {
     try {
       const response = await fetch(url);
       await response.arrayBuffer();
@@ -65,8 +61,8 @@ export async function waitUntilReady(url) {
     } catch {
       // The server does not listen yet.
     }
-    await sleep(2);
   }
+  throw new Error(`no response from ${url}`);
 }
 
 export async function kill(child) {

@@ -356,7 +356,7 @@ ${table(['program', 'p50', 'p99', 'idle memory', 'peak memory', 'startup, ms'], 
 
 ## Both services
 
-Both services of each pair share one core.
+Both services of each pair share one core. The rounds have a warm-up of half the time; the figures of the books are from one measurement.
 
 ${table(
   ['programs', ...loads.map((load) => `requests/s, ${LOADS[load].title}`)],
@@ -374,7 +374,7 @@ ${table(
 
 ## Scaling
 
-Relative cost is the cost of a request compared with the cost at ${CONNECTIONS} connections. First responses is the time, in ms, from the start until every connection has had its first response; measuring starts then. The container has ${MEMORY_LIMIT_MIB} MiB.
+Relative cost is the cost of a request compared with the cost at ${CONNECTIONS} connections. First responses is the time, in ms, from the start until every connection has had its first response; measuring starts then. The figures are medians of three measurements in one process; the peak memory includes earlier ones. The container has ${MEMORY_LIMIT_MIB} MiB.
 
 ${table(['program', 'connections', 'requests/s', 'relative cost', 'p99', 'first responses', 'peak memory', 'failed'], scalingRows)}
 

@@ -135,7 +135,7 @@ const relay: Step = {
 
 const idempotency: Step = {
   title: 'A POST is never sent twice, but its client may repeat it',
-  text: 'api2 adds a book, then closes the connection in the middle of its response. api passes on what arrived and closes its connection, too; it never sends a POST twice. Log and metric show the status that was sent, 201, and the log the error http_response_incomplete. The client repeats the request with the same Idempotency-Key, and gets the book that the first request added.',
+  text: 'api2 adds a book, then closes the connection in the middle of its response. api passes on what arrived and closes its connection, too; it never sends a POST twice. The log and the metric show 201, the status that was sent; the log also shows the error http_response_incomplete. The client repeats the request with the same Idempotency-Key, and gets the book that the first request added.',
   async act(tour) {
     const add = `curl -i ${tour.url}/books ${JSON_TYPE} \\\n    -H 'idempotency-key: tour-${Date.now()}' \\\n    -d '{"title": "Emma", "author": "Jane Austen"}'`;
     const broken = await tour.run(`${add} -H 'x-fault: truncate'`, {

@@ -1,4 +1,4 @@
-// Responds to each request with its request id, and closes the connection instead for 2 % of them.
+// Responds to each request with its request id. For 2 % of them, closes the connection instead.
 import { createServer } from 'node:net';
 
 const FAILURES = 0.02;

@@ -284,10 +284,11 @@ export class HttpServer {
   }
 
   private handle(req: IncomingMessage, res: ServerResponse) {
-    if (this.requestsInTurn >= this.maxRequestsInTurn) {
-      this.queue.push([req, res]);
-      return;
-    }
+    if (this.queue.length > 0 || this.requestsInTurn >= this.maxRequestsInTurn) this.queue.push([req, res]);
+    else this.startRequest(req, res);
+  }
+
+  private startRequest(req: IncomingMessage, res: ServerResponse) {
     if (this.requestsInTurn++ === 0) setImmediate(() => this.nextTurn());
     // While the request was queued, the client may have disconnected or the request may have been rejected.
     if (!res.destroyed && !res.writableEnded) this.callApp(req, res);
@@ -307,7 +308,7 @@ export class HttpServer {
 
   private nextTurn() {
     this.requestsInTurn = 0;
-    for (const [req, res] of this.queue.splice(0, this.maxRequestsInTurn)) this.handle(req, res);
+    for (const [req, res] of this.queue.splice(0, this.maxRequestsInTurn)) this.startRequest(req, res);
     this.maxRequestsInTurn = MAX_REQUESTS_PER_TURN;
   }
 

@@ -29,7 +29,7 @@ export class DurationHistogram {
     series.sum += seconds;
   }
 
-  /** Adds a series without any observation: Prometheus does not count the first value of a series that is new. */
+  /** Adds a series without any observation, because `rate` and `increase` ignore the first sample of a new series. */
   init(first: LabelValue, second: LabelValue, third: LabelValue) {
     this.add(first, second, third);
   }

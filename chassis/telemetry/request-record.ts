@@ -47,7 +47,7 @@ export class RequestRecord implements AbortSignalLike, Indexed {
   nextHopBytes: number | undefined;
   error: string | undefined;
   err: unknown;
-  /** Whether the service itself closed the connection within the response, because the rest of it is missing. */
+  /** Whether the service itself closed the connection before the response was complete. */
   isCutOff = false;
 
   constructor(
@@ -145,7 +145,7 @@ export class RequestRecord implements AbortSignalLike, Indexed {
     if (error !== undefined) this.recordFailure(error.code, error.cause ?? error);
   }
 
-  /** Closes the connection within the response, so that the response does not look complete. */
+  /** Closes the connection before the response is complete. */
   cutOff() {
     this.isCutOff = true;
     this.res.destroy();

@@ -146,14 +146,18 @@ function apply(fault: Fault, held: HeldRequests, res: Response, next: () => void
     case 'reset':
       return void res.socket?.resetAndDestroy();
     case 'truncate':
-      interceptEnd(res, (body) =>
-        res.write(body.subarray(0, body.length / 2), () => res.locals.record.cutOff()),
-      );
+      interceptEnd(res, (body) => truncate(res, body));
       return next();
     case 'drip':
       interceptEnd(res, (body, end) => drip(res, body, delayOf(fault), held, end));
       return next();
   }
+}
+
+function truncate(res: Response, body: Buffer) {
+  const { record } = res.locals;
+  record.recordFailure('injected_fault', new Error('truncated by fault injection'));
+  res.write(body.subarray(0, body.length / 2), () => record.cutOff());
 }
 
 function drip(res: Response, rest: Buffer, delayMs: number, held: HeldRequests, end: (rest: Buffer) => void) {
@@ -171,8 +175,8 @@ function interceptEnd(res: Response, send: (body: Buffer, end: (rest: Buffer) =>
   const end = res.end.bind(res);
   res.end = ((chunk: string | Buffer = '') => {
     const body = Buffer.from(chunk);
-    // There is nothing to truncate or to delay in a 204 or 304.
-    if (res.statusCode === 204 || res.statusCode === 304) return end();
+    // Without a body, there is nothing to truncate or drip.
+    if (body.length === 0 || res.req.method === 'HEAD') return end(body);
     if (!res.hasHeader('content-length')) res.setHeader('content-length', body.length);
     res.flushHeaders();
     send(body, end);

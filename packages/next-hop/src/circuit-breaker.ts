@@ -8,10 +8,11 @@ const MIN_RECORDED = 16;
 const STALE_AFTER_MS = 10_000;
 const PROBE_AFTER_MS = 1000;
 const CHECK_INTERVAL_MS = 25;
+const UNCONNECTED_BEFORE_CHECKS = 8;
 
 /**
  * Opens when most of the recent exchanges failed, lets one probe through after a second, and closes when that
- * succeeds. While no connection can be established, checks in the background may close it earlier. Times are
+ * succeeds. While no connection can be established, background checks may close it earlier. Times are
  * milliseconds of one monotonic clock.
  */
 export class CircuitBreaker {
@@ -21,8 +22,11 @@ export class CircuitBreaker {
   private failures = 0;
   private lastRecordMs = 0;
   private probeAtMs = 0;
-  /** When a check may start. Infinite if the exchange that opened the circuit had a connection. */
+  /** When a background check may start. Infinite if connections can be established. */
   private checkAtMs = Number.POSITIVE_INFINITY;
+  /** The number of exchanges in a row that failed because no connection could be established. */
+  private unconnected = 0;
+  private openedMs = Number.NEGATIVE_INFINITY;
 
   constructor(private readonly onChange: (state: CircuitState) => void = () => {}) {}
 
@@ -35,28 +39,31 @@ export class CircuitBreaker {
   }
 
   /**
-   * Whether to check now, in the background, if the next hop accepts connections again: every 25 ms while none can be
-   * established. A next hop that is down cannot be overloaded. Several checks run at once, because a connection attempt
-   * that was started too early can hang.
+   * Whether a background check may start now: one every 25 ms while no connection can be established, because a next
+   * hop that is down cannot be overloaded. Several run at once, because a connection attempt that was started before
+   * the next hop was back can hang.
    */
-  startsCheck(nowMs: number): boolean {
+  admitCheck(nowMs: number): boolean {
     if (this.state === 'closed' || nowMs < this.checkAtMs) return false;
     this.checkAtMs = nowMs + CHECK_INTERVAL_MS;
     return true;
   }
 
-  /** Called when a check succeeds. */
-  close() {
-    this.setState('closed');
+  /** Called when a check gets a response. A check that started before the circuit last opened does not count. */
+  checkSucceeded(startedMs: number) {
+    if (startedMs >= this.openedMs) this.setState('closed');
   }
 
   /**
    * Records how an admitted exchange ended. Exchanges that started before the circuit opened no longer count.
    * @param hadConnection false if the exchange failed because no connection could be established
+   * @param startedMs when it was admitted
    */
-  record(admission: Admission, failed: boolean, nowMs: number, hadConnection = true) {
-    if (this.state === 'closed') this.count(failed, nowMs, hadConnection);
-    else if (admission === 'probe' && failed) this.open(nowMs, hadConnection);
+  record(admission: Admission, failed: boolean, nowMs: number, hadConnection = true, startedMs = nowMs) {
+    this.unconnected = hadConnection ? 0 : this.unconnected + 1;
+    if (this.state === 'closed') {
+      if (startedMs >= this.openedMs) this.count(failed, nowMs);
+    } else if (admission === 'probe' && failed) this.open(nowMs);
     else if (admission === 'probe') this.setState('closed');
   }
 
@@ -65,19 +72,20 @@ export class CircuitBreaker {
     if (admission === 'probe' && this.state === 'half-open') this.setState('open');
   }
 
-  private count(failed: boolean, nowMs: number, hadConnection: boolean) {
+  private count(failed: boolean, nowMs: number) {
     if (nowMs - this.lastRecordMs > STALE_AFTER_MS) this.reset();
     this.lastRecordMs = nowMs;
     const slot = this.recorded++ % WINDOW;
     this.failures += Number(failed) - (this.failed[slot] ?? 0);
     this.failed[slot] = Number(failed);
     const inWindow = Math.min(this.recorded, WINDOW);
-    if (failed && inWindow >= MIN_RECORDED && this.failures > inWindow / 2) this.open(nowMs, hadConnection);
+    if (failed && inWindow >= MIN_RECORDED && this.failures > inWindow / 2) this.open(nowMs);
   }
 
-  private open(nowMs: number, hadConnection: boolean) {
+  private open(nowMs: number) {
+    this.openedMs = nowMs;
     this.probeAtMs = nowMs + PROBE_AFTER_MS;
-    this.checkAtMs = hadConnection ? Number.POSITIVE_INFINITY : nowMs;
+    this.checkAtMs = this.unconnected < UNCONNECTED_BEFORE_CHECKS ? Number.POSITIVE_INFINITY : nowMs;
     this.reset();
     this.setState('open');
   }

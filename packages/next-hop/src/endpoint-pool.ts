@@ -10,7 +10,7 @@ const LOOKUP_INTERVAL_MS = 2000;
 const MIN_LOOKUP_INTERVAL_MS = 250;
 const LOOKUP_TIMEOUT_MS = 1000;
 const NONE: readonly Endpoint[] = [];
-// Higher than that of any endpoint in `avoid`.
+// Higher than the rank of any endpoint that is only in `avoid`.
 const EJECTED_RANK = 100;
 
 export interface EndpointPoolOptions {
@@ -46,8 +46,8 @@ export class EndpointPool {
 
   /**
    * Chooses the endpoint for the next attempt: the one with the fewest requests in flight, round-robin among equals;
-   * ejected endpoints only if there is no other, and those in `avoid` only if the others are ejected or in it, too, the
-   * first ones first. Returns undefined while no address is known.
+   * an ejected one only if all are ejected, and one in `avoid` only if all others are ejected or in `avoid`, too, the
+   * least recently added one first. Returns undefined while no address is known.
    */
   choose(avoid: readonly Endpoint[] = NONE): Endpoint | undefined {
     const { endpoints } = this;
@@ -189,5 +189,8 @@ function isBetter(candidate: Endpoint, best: Endpoint, avoid: readonly Endpoint[
 }
 
 function rankOf(endpoint: Endpoint, avoid: readonly Endpoint[]) {
-  return avoid.lastIndexOf(endpoint) + 1 + (endpoint.isEjected ? EJECTED_RANK : 0);
+  // Compared by address, because a lookup may have replaced the endpoints in `avoid`.
+  const avoidedRank =
+    avoid.length === 0 ? 0 : avoid.findLastIndex(({ address }) => address === endpoint.address) + 1;
+  return avoidedRank + (endpoint.isEjected ? EJECTED_RANK : 0);
 }

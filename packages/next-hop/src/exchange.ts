@@ -48,7 +48,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   private inFlight: Attempt[] = [];
   private winner: Attempt | undefined;
   private retries = 0;
-  /** The endpoints of attempts that failed or are late, in that order. */
+  /** The endpoints whose attempts failed or were slow, oldest first. */
   private avoided: readonly Endpoint[] = [];
   private hasEnded = false;
   private bodyStream: Readable | undefined;
@@ -115,7 +115,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.aborted = true;
     this.reason = reason ?? new errors.RequestAbortedError();
     const isFailure = this.reason instanceof NextHopError;
-    if (isFailure) this.hop.breaker.record(this.admission, true, performance.now());
+    if (isFailure) this.hop.breaker.record(this.admission, true, performance.now(), true, this.startedMs);
     else this.hop.breaker.cancel(this.admission);
     this.end(isFailure ? (this.reason as NextHopError) : undefined, !isFailure);
     // A handler may abort in one of its callbacks, which must return before the next one is called.
@@ -218,7 +218,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (!isGatewayError(attempt.statusCode as number)) attempt.endpoint.succeeded();
     if (this.hasEnded) return;
     this.inFlight.length = 0;
-    this.hop.breaker.record(this.admission, false, performance.now());
+    this.hop.breaker.record(this.admission, false, performance.now(), true, this.startedMs);
     this.end();
     try {
       this.handler.onResponseEnd?.(this, trailers);
@@ -247,6 +247,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
    */
   retryOnOtherEndpoint(attempt: Attempt): boolean {
     if (this.hasEnded || this.winner !== undefined || !this.isRepeatable) return false;
+    this.avoid(attempt.endpoint);
     if (!this.canUseOther(attempt.endpoint)) return false;
     if (this.inFlight.length === 1 && !this.withdrawRetry()) return false;
     this.remove(attempt);
@@ -293,9 +294,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   }
 
   private canUseOther(failed: Endpoint) {
-    this.avoid(failed);
-    const other = this.hop.endpoints.choose(this.avoided);
-    return other !== undefined && other !== failed && !other.isEjected;
+    const other = this.hop.endpoints.choose([...this.avoided, failed]);
+    return other !== undefined && other.address !== failed.address && !other.isEjected;
   }
 
   private avoid(endpoint: Endpoint) {
@@ -353,8 +353,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (endpoint === undefined || !this.hop.budget.withdrawProbe(this.startedMs)) return;
     endpoint.startProbe();
     this.hop.observer.probeStarted?.(endpoint.address);
-    this.probe(endpoint, (succeeded) => {
-      if (succeeded) endpoint.succeeded();
+    this.probe(endpoint, (status) => {
+      if (isUsable(status)) endpoint.succeeded();
       else endpoint.probeFailed(performance.now());
     });
   }
@@ -362,17 +362,19 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   // This request is rejected, so its copy is no additional load.
   private checkConnection() {
     const { breaker, endpoints } = this.hop;
-    if (this.request.allowProbe === false || !breaker.startsCheck(this.startedMs)) return;
+    if (this.request.allowProbe === false || !breaker.admitCheck(this.startedMs)) return;
     const endpoint = endpoints.next();
-    if (endpoint === undefined) return;
-    this.probe(endpoint, (succeeded) => {
-      if (!succeeded) return;
-      endpoint.succeeded();
-      breaker.close();
+    // Hanging checks must leave connections for requests.
+    if (endpoint === undefined || endpoint.inFlight * 2 >= endpoint.maxConnections) return;
+    endpoint.inFlight++;
+    this.probe(endpoint, (status) => {
+      endpoint.inFlight--;
+      if (isUsable(status)) endpoint.succeeded();
+      if (status !== undefined) breaker.checkSucceeded(this.startedMs);
     });
   }
 
-  private probe(endpoint: Endpoint, onEnd: (succeeded: boolean) => void) {
+  private probe(endpoint: Endpoint, onEnd: (status: number | undefined) => void) {
     const { isRepeatable, request, origin, path } = this;
     const probe = isRepeatable ? { ...request, origin } : { origin, path, method: 'HEAD' as const };
     new Probe(this.timeoutMs / 4, onEnd).send(probe, endpoint.connections);
@@ -399,7 +401,14 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.hasEnded) return;
     // Reaching the connection limit says nothing about the health of the next hop.
     if (code === 'connection_limit_reached') this.hop.breaker.cancel(this.admission);
-    else this.hop.breaker.record(this.admission, true, performance.now(), !NO_CONNECTION.has(code));
+    else if (this.admission !== 'rejected')
+      this.hop.breaker.record(
+        this.admission,
+        true,
+        performance.now(),
+        !NO_CONNECTION.has(code),
+        this.startedMs,
+      );
     const error = new NextHopError(code, this.hop.name, { cause, statusCode: this.statusCode });
     this.end(error);
     this.reportError(error);
@@ -435,6 +444,10 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   private remove(attempt: Attempt) {
     this.inFlight = this.inFlight.filter((other) => other !== attempt);
   }
+}
+
+function isUsable(status: number | undefined) {
+  return status !== undefined && !isGatewayError(status);
 }
 
 // undici does not report whether a connection that closed without a byte was an idle keep-alive connection.

@@ -26,7 +26,7 @@ export interface Hop {
 export interface ExchangeOptions<Context = unknown> {
   /** Overrides the deadline of the `NextHop`, in milliseconds. */
   timeoutMs?: number;
-  /** Whether a copy of the request may be sent to an ejected or suspect address as a probe. Default: true. */
+  /** Whether a copy of the request may be sent as a probe or background check. Default: true. */
   allowProbe?: boolean;
   /** Any value. The observer receives it as the `context` of the exchange. */
   context?: Context;

@@ -491,7 +491,7 @@ test('a next hop whose name resolves again is used within 400 ms, although the c
 });
 
 describe('a next hop to which no connection can be established', () => {
-  test('requests fail at once while the circuit is open, and succeed within 100 ms after it listens', async () => {
+  test('requests fail at once while the circuit is open, and succeed within 100 ms after the next hop starts to listen', async () => {
     const port = await closedPort();
     const hop = clientOf(`http://127.0.0.1:${port}`);
     while (hop.circuit !== 'open') await measure(hop);

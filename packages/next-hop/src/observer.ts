@@ -51,7 +51,7 @@ export interface Observer<Context = unknown> {
     error: NextHopError | undefined,
     isCancelled: boolean,
   ): void;
-  /** A probe was sent to an address: a copy of a request that is not one of the attempts of its exchange. */
+  /** A probe was sent to an address: a copy of a request that is not one of the attempts of its exchange. Not called for background checks. */
   probeStarted?(address: string): void;
   /** The retry budget did not allow a retry or hedge. */
   budgetExhausted?(): void;

@@ -233,17 +233,37 @@ describe('the circuit breaker', () => {
     const { breaker, states } = circuit();
     for (let i = 0; i < 16; i++) breaker.record(breaker.admit(0), true, 0, false);
     expect(breaker.admit(999)).toBe('rejected');
-    expect([10, 34, 35, 60].map((nowMs) => breaker.startsCheck(nowMs))).toEqual([true, false, true, true]);
-    breaker.close();
+    expect([10, 34, 35, 60].map((nowMs) => breaker.admitCheck(nowMs))).toEqual([true, false, true, true]);
+    breaker.checkSucceeded(60);
     expect(breaker.admit(61)).toBe('pass');
-    expect(breaker.startsCheck(100)).toBe(false);
+    expect(breaker.admitCheck(100)).toBe(false);
     expect(states).toEqual(['open', 'closed']);
   });
 
   test('starts no check if the next hop fails after it accepted a connection', () => {
     const { breaker, fail } = circuit();
     fail(16, 0);
-    expect(breaker.startsCheck(500)).toBe(false);
+    expect(breaker.admitCheck(500)).toBe(false);
+  });
+
+  test('starts no check if only one of its failures had no connection', () => {
+    const { breaker, fail } = circuit();
+    fail(15, 0);
+    breaker.record(breaker.admit(0), true, 0, false);
+    expect(breaker.admit(1)).toBe('rejected');
+    expect(breaker.admitCheck(500)).toBe(false);
+  });
+
+  test('is not opened by exchanges, and not closed by a check, that started before it last opened', () => {
+    const { breaker, states } = circuit();
+    for (let i = 0; i < 16; i++) breaker.record('pass', true, 100, false, 0);
+    breaker.checkSucceeded(99);
+    expect(states).toEqual(['open']);
+    breaker.checkSucceeded(150);
+    for (let i = 0; i < 32; i++) breaker.record('pass', true, 200, false, 50);
+    expect(states).toEqual(['open', 'closed']);
+    for (let i = 0; i < 16; i++) breaker.record('pass', true, 300, false, 160);
+    expect(states).toEqual(['open', 'closed', 'open']);
   });
 
   test('lets one probe through after a second, and closes when it succeeds', () => {

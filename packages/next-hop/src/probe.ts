@@ -1,5 +1,4 @@
 import type { Dispatcher } from 'undici';
-import { isGatewayError } from './errors';
 
 /** A request that checks whether an endpoint responds. Its response is discarded. */
 export class Probe implements Dispatcher.DispatchHandler {
@@ -9,9 +8,10 @@ export class Probe implements Dispatcher.DispatchHandler {
 
   constructor(
     timeoutMs: number,
-    private readonly onEnd: (succeeded: boolean) => void,
+    /** Called with the status of the response, or undefined if there was none. */
+    private readonly onEnd: (status: number | undefined) => void,
   ) {
-    this.timer = setTimeout(() => this.end(false), timeoutMs);
+    this.timer = setTimeout(() => this.end(), timeoutMs);
   }
 
   send(request: Dispatcher.DispatchOptions, connections: Dispatcher) {
@@ -24,7 +24,7 @@ export class Probe implements Dispatcher.DispatchHandler {
   }
 
   onResponseStart(_controller: Dispatcher.DispatchController, status: number) {
-    if (status >= 200) this.end(!isGatewayError(status));
+    if (status >= 200) this.end(status);
   }
 
   // undici requires both methods, although the probe has ended by then.
@@ -33,14 +33,14 @@ export class Probe implements Dispatcher.DispatchHandler {
   onResponseEnd() {}
 
   onResponseError() {
-    this.end(false);
+    this.end();
   }
 
-  private end(succeeded: boolean) {
+  private end(status?: number) {
     if (this.hasEnded) return;
     this.hasEnded = true;
     clearTimeout(this.timer);
-    this.onEnd(succeeded);
+    this.onEnd(status);
     this.controller?.abort(new Error('probe ended'));
   }
 }
