@@ -10,7 +10,7 @@ COPY chassis chassis
 COPY contract contract
 COPY packages packages
 COPY services services
-RUN npm run build && mkdir /data
+RUN npm run build && mkdir /data /compile-cache
 
 # For docker-compose.watch.yml: runs the service from source and reloads it on changes.
 FROM build AS dev
@@ -44,4 +44,9 @@ COPY --from=build --chown=65532:65532 /data /data
 COPY <<EOF main.js
 require('./services/${SERVICE}/main.js');
 EOF
+# V8's compile cache saves a seventh of the startup time. Node reads only a cache that it wrote itself for the same user,
+# so the image's own Node writes it, by starting the service once.
+COPY --from=build --chown=65532:65532 /compile-cache compile-cache
+ENV NODE_COMPILE_CACHE=/app/compile-cache
+RUN ["/nodejs/bin/node", "-e", "process.env.DATABASE_FILE = ':memory:'; require('./main.js'); setTimeout(process.exit, 500)"]
 CMD ["main.js"]

@@ -1,4 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import type { Express } from 'express';
 import { type Readiness, unloggedTraffic } from './admin';
 import { HttpServer, ListenError, TIMEOUTS } from './http/server';
@@ -21,6 +23,7 @@ export interface Service {
 
 // On Ctrl-C, the terminal and a process manager may each send a signal. They count as one.
 const SAME_SIGNAL_MS = 100;
+const COLLECT_AFTER_MS = 500;
 
 /**
  * Builds a service, and runs it until SIGTERM, SIGINT or an uncaught error. If its configuration is invalid or a
@@ -55,6 +58,16 @@ class Lifecycle {
     const port = await this.server.listen(settings.host, settings.port);
     readiness.isAcceptingTraffic = this.stoppingSinceMs === undefined;
     log.info({ host: settings.host, port, adminPort }, 'listening');
+    setTimeout(() => this.collectStartupGarbage(), COLLECT_AFTER_MS).unref();
+  }
+
+  // V8 keeps the memory that loading the modules needed, a sixth of an idle process, until it collects garbage. This
+  // takes about 25 ms; under load, V8 does it anyway.
+  private collectStartupGarbage() {
+    if (this.service.traffic.size > 0) return;
+    setFlagsFromString('--expose-gc');
+    const gc = runInNewContext('gc') as NodeJS.GCFunction;
+    gc({ type: 'major', execution: 'sync', flavor: 'last-resort' });
   }
 
   private onSignal(signal: string) {
