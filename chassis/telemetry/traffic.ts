@@ -4,6 +4,7 @@ import type { SendRejection } from '../http/rejection';
 import { InFlight } from './in-flight';
 import type { Logger } from './logger';
 import type { Metrics } from './metrics';
+import { RequestLog } from './request-log';
 import { RequestRecord, routeOf, statusOf } from './request-record';
 import type { Tracing } from './spans';
 
@@ -17,17 +18,16 @@ const MAX_BUFFERED_BYTES = 64 * 1024 * 1024;
  */
 export class Traffic {
   private readonly inFlight = new InFlight<RequestRecord>();
-  private readonly logLines: LogLine[] = [];
   private waitingForClients = 0;
   private bufferedBytes = 0;
   private busyCountedMs = 0;
 
-  private readonly log: Logger;
+  private readonly requestLog: RequestLog;
   private readonly metrics: Metrics | undefined;
   private readonly tracing: Tracing | undefined;
 
   constructor(options: { log: Logger; metrics?: Metrics; tracing?: Tracing | undefined }) {
-    this.log = options.log;
+    this.requestLog = new RequestLog(options.log);
     this.metrics = options.metrics;
     this.tracing = options.tracing;
   }
@@ -73,10 +73,7 @@ export class Traffic {
 
   /** Writes the log lines of completed requests; must be called before the process exits. */
   flushLogLines() {
-    for (const line of this.logLines.splice(0)) {
-      if (line.status >= 500) this.log.error(line, 'request completed');
-      else this.log.info(line, 'request completed');
-    }
+    this.requestLog.flush();
   }
 
   // Above the limit, closes the connection of the oldest request with unsent bytes. The request with the most bytes
@@ -127,29 +124,26 @@ export class Traffic {
     const durationMs = performance.now() - record.startedMs;
     this.metrics?.requestEnded(req.method, route, status, durationMs);
     record.span?.end(route, status, record.error);
-    const line = {
-      requestId: record.requestId,
-      traceId: record.traceId,
-      method: req.method,
-      route,
-      status,
-      durationMs: roundMs(durationMs),
-      nextHop: record.nextHop,
-      nextHopMs: record.nextHopMs && roundMs(record.nextHopMs),
-      nextHopStatus: record.nextHopStatus,
-      nextHopBytes: record.nextHopBytes,
-      error: record.error,
-      err: record.err,
-    };
-    if (record.isCutOff) return this.log.error(line, 'request completed');
-    // Lines of one turn of the event loop are written together, so that the logger's code stays in the CPU cache
-    // (docs/decisions/0008-hot-path.md).
-    if (this.logLines.push(line) === 1) setImmediate(() => this.flushLogLines());
+    this.requestLog.write(
+      {
+        method: req.method,
+        route,
+        status,
+        nextHop: record.nextHop,
+        nextHopStatus: record.nextHopStatus,
+      },
+      {
+        requestId: record.requestId,
+        traceId: record.traceId,
+        durationMs: roundMs(durationMs),
+        nextHopMs: record.nextHopMs && roundMs(record.nextHopMs),
+        nextHopBytes: record.nextHopBytes,
+        error: record.error,
+        err: record.err,
+      },
+      status >= 500 || record.isCutOff,
+    );
   }
-}
-
-interface LogLine {
-  readonly status: number;
 }
 
 const roundMs = (ms: number) => Math.round(ms * 100) / 100;
