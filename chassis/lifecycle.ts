@@ -1,4 +1,4 @@
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as immediate, setTimeout as sleep } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import type { Express } from 'express';
@@ -73,8 +73,15 @@ class Lifecycle {
   private onSignal(signal: string) {
     const nowMs = performance.now();
     if (this.stoppingSinceMs === undefined) void this.stop(signal, 0);
-    else if (nowMs - this.stoppingSinceMs > SAME_SIGNAL_MS)
-      this.exit(1, { signal }, 'stopped by a second signal');
+    else if (nowMs - this.stoppingSinceMs > SAME_SIGNAL_MS) void this.exitAfterTurn(signal);
+  }
+
+  // Responses of a next hop that arrived in the same turn of the event loop as the signal are sent first: the client
+  // resolves them at the end of the turn.
+  private async exitAfterTurn(signal: string) {
+    await immediate();
+    await immediate();
+    this.exit(1, { signal }, 'stopped by a second signal');
   }
 
   private onUncaughtError(event: string, err: unknown) {
