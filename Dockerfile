@@ -44,9 +44,9 @@ COPY --from=build --chown=65532:65532 /data /data
 COPY <<EOF main.js
 require('./services/${SERVICE}/main.js');
 EOF
-# V8's compile cache saves a seventh of the startup time. Node reads only a cache that it wrote itself for the same user,
-# so the image's own Node writes it, by starting the service once.
+# V8's compile cache shortens the startup by about a tenth (docs/decisions/0008-hot-path.md). It depends on the version of
+# Node, the user id, the CPU features and V8's flags, so the image's own Node writes it, by starting the service once.
 COPY --from=build --chown=65532:65532 /compile-cache compile-cache
 ENV NODE_COMPILE_CACHE=/app/compile-cache
-RUN ["/nodejs/bin/node", "-e", "process.env.DATABASE_FILE = ':memory:'; require('./main.js'); setTimeout(process.exit, 500)"]
+RUN ["/nodejs/bin/node", "-e", "Object.assign(process.env, { HOST: '127.0.0.1', PORT: '0', ADMIN_PORT: '0', DATABASE_FILE: ':memory:' }); require('./main.js'); setTimeout(process.exit, 500)"]
 CMD ["main.js"]

@@ -1,5 +1,5 @@
 // The two load generators of the benchmark, each with a next hop. They differ in how many requests arrive at once and
-// in the headers of the next hop.
+// in the headers that the next hop sends.
 import { mkdtempSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

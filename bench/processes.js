@@ -15,7 +15,7 @@ process.once('exit', () => {
 });
 for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => process.exit(1));
 
-/** @param status the exit code of a program that works */
+/** @param status the exit code of `command` with `option` if it is installed */
 export function isInstalled(command, option, status = 0) {
   return spawnSync(command, [option], { stdio: 'ignore' }).status === status;
 }
@@ -37,7 +37,7 @@ export function startNode(core, args, options) {
   return start(core, process.execPath, args, options);
 }
 
-/** Starts an HTTP server on the core of the servers and discards its log. Does not wait until it is ready. */
+/** Starts an HTTP server on `core` and discards its log. Does not wait until it is ready. */
 export function startServer(program, port, env = {}, core = SERVER_CORE) {
   const own = { HOST: '127.0.0.1', PORT: String(port), ADMIN_PORT: String(port + 1) };
   const child = startNode(core, [program], { env: { ...own, ...env } });
@@ -55,14 +55,14 @@ export function moveToOtherCore() {
 export async function waitUntilReady(url) {
   for (const endMs = performance.now() + 30_000; performance.now() < endMs; await sleep(2)) {
     try {
-      const response = await fetch(url);
+      const response = await fetch(url, { signal: AbortSignal.timeout(1000) });
       await response.arrayBuffer();
       if (response.ok) return;
     } catch {
       // The server does not listen yet.
     }
   }
-  throw new Error(`no response from ${url}`);
+  throw new Error(`${url} was not ready within 30 s`);
 }
 
 export async function kill(child) {

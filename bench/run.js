@@ -41,7 +41,7 @@ const EXPRESS_NAME = 'Express 5 + undici';
 const RAW_NAME = 'node:http + undici';
 // api starts with V8's compile cache, as in its image.
 const COMPILE_CACHE = mkdtempSync(join(tmpdir(), 'onehop-bench-'));
-process.once('exit', () => rmSync(COMPILE_CACHE, { recursive: true }));
+process.once('exit', () => rmSync(COMPILE_CACHE, { recursive: true, force: true, maxRetries: 3 }));
 const SERVERS = [
   { name: API_NAME, program: API, env: { NODE_COMPILE_CACHE: COMPILE_CACHE } },
   { name: COLLAPSE_NAME, program: API, env: { NODE_COMPILE_CACHE: COMPILE_CACHE, COLLAPSE: 'on' } },
@@ -370,7 +370,7 @@ ${table(['program', 'p50', 'p99', 'idle memory', 'peak memory', 'startup, ms'], 
 
 ## Both services
 
-Both services of each pair share one core. The rounds have a warm-up of half the time; the figures of the books are from one measurement.
+Both services of each pair share one core. The warm-up is half as long as in the other tables, and each figure of the books comes from one measurement.
 
 ${table(
   ['programs', ...loads.map((load) => `requests/s, ${LOADS[load].title}`)],
@@ -388,7 +388,7 @@ ${table(
 
 ## Scaling
 
-Relative cost is the cost of a request compared with the cost at ${CONNECTIONS} connections. First responses is the time, in ms, from the start until every connection has had its first response; measuring starts then. The figures are medians of three measurements in one process; the peak memory includes earlier ones. The container has ${MEMORY_LIMIT_MIB} MiB.
+Relative cost is the cost of a request compared with the cost at ${CONNECTIONS} connections. First responses is the time, in ms, from the start until every connection has had its first response; measuring starts then. All figures are medians of three measurements in one process, except failed, which is their sum, and the peak memory, which includes earlier measurements. The container has ${MEMORY_LIMIT_MIB} MiB.
 
 ${table(['program', 'connections', 'requests/s', 'relative cost', 'p99', 'first responses', 'peak memory', 'failed'], scalingRows)}
 

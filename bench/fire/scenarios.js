@@ -126,7 +126,7 @@ export const SCENARIOS = {
   gone: {
     title: 'All 3 replicas gone for 4 s and back',
     description:
-      'The first success is counted from the moment at which the first replica accepts connections. Only requests sent after that moment are in the other columns. Clients without a circuit breaker try to connect for each request; next-hop and cockatiel reject requests until a probe or background check succeeds.',
+      'The first success is counted from the moment at which the first replica accepts connections. Only requests sent after that moment are in the other columns. Clients without a circuit breaker try to connect for each request; cockatiel rejects requests until a probe succeeds, next-hop until a probe or a background check does.',
     columns: { first: 'first success' },
     async run(client) {
       const names = await prepare(client, 3);

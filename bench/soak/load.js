@@ -1,7 +1,7 @@
-// node load.js <port> <minutes>: sends requests over 64 connections without a pause, and disconnects
-// before 2 % of the responses. Prints one line of JSON: `ok` responses have the text of their own request, `failed` ones are the
-// 500 that api sends if it has no usable response, `closed` connections ended without a response, and all other
-// responses are `wrong`.
+// node load.js <port> <minutes>: sends requests over 64 connections without a pause, and disconnects before 2 % of the
+// responses. Prints one line of JSON: `ok` responses have the text of their own request, `failed` ones are the 500 that
+// api sends if it has no usable response, `closed` connections ended without a response, and all other responses are
+// `wrong`.
 import { connect } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 

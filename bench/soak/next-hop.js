@@ -1,4 +1,4 @@
-// Responds to each request with its request id. For 2 % of them, closes the connection instead.
+// Responds to 98 % of the requests with their request id, and closes the connection without a response for the others.
 import { createServer } from 'node:net';
 
 const FAILURES = 0.02;

@@ -1,5 +1,6 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { once } from 'node:events';
-import type { RequestListener } from 'node:http';
+import { type IncomingMessage, type RequestListener, Server } from 'node:http';
 import { connect } from 'node:net';
 import { HttpServer, TIMEOUTS } from './server';
 
@@ -115,6 +116,34 @@ test('with many requests at once, each turn of the event loop starts at most 64 
   for (const client of clients) client.destroy();
   await server.close();
 }, 10_000);
+
+test('each request is handled in the async context of its own request event', async () => {
+  const context = new AsyncLocalStorage<string>();
+  const { emit } = Server.prototype;
+  // As tracing tools do.
+  Server.prototype.emit = function (this: Server, event: string, ...args: unknown[]) {
+    const emitEvent = () => emit.apply(this, [event, ...args] as Parameters<typeof emit>);
+    return event === 'request'
+      ? context.run(String((args[0] as IncomingMessage).url), emitEvent)
+      : emitEvent();
+  } as typeof emit;
+  const server = createTestServer((_req, res) => void res.end(context.getStore()));
+  try {
+    const port = await server.listen('127.0.0.1', 0);
+    const paths = ['/a', '/b', '/c', '/d'];
+    const last = 'connection: close\r\n';
+    const client = connect(port, '127.0.0.1');
+    client.write(
+      paths.map((path) => `GET ${path} HTTP/1.1\r\nhost: a\r\n${path === '/d' ? last : ''}\r\n`).join(''),
+    );
+    let responses = '';
+    for await (const data of client) responses += data;
+    expect(responses.match(/^\/./gm)).toEqual(paths);
+  } finally {
+    Server.prototype.emit = emit;
+    await server.close();
+  }
+});
 
 test('a connection that pipelines more than 128 requests is closed', async () => {
   let handled = 0;

@@ -1,3 +1,4 @@
+import { AsyncResource } from 'node:async_hooks';
 import { once } from 'node:events';
 import { createServer, IncomingMessage, type RequestListener, type Server, ServerResponse } from 'node:http';
 import { Server as NetServer, type Socket } from 'node:net';
@@ -80,6 +81,16 @@ interface Connection {
   idleChecks: number;
 }
 
+/** A request that waits, with its async context, which tracing tools set. */
+class QueuedRequest extends AsyncResource {
+  constructor(
+    readonly req: IncomingMessage,
+    readonly res: ServerResponse,
+  ) {
+    super('QueuedRequest');
+  }
+}
+
 /** Listening failed; the message gives port, host and reason. */
 export class ListenError extends Error {}
 
@@ -89,7 +100,7 @@ export class HttpServer {
   private readonly connections = new Map<Socket, Connection>();
   private readonly maxIdleChecks: number;
   private maxRequestsInTurn = MAX_REQUESTS_PER_TURN;
-  private readonly queue: [IncomingMessage, ServerResponse][] = [];
+  private readonly queue: QueuedRequest[] = [];
   private readonly classes;
   private isDraining = false;
   private isClosing = false;
@@ -117,9 +128,12 @@ export class HttpServer {
     this.server.on('checkExpectation', (req, res) => {
       if (this.requestStarted(req.socket, res)) this.rejectAndClose(res, unknownExpectationProblem());
     });
-    // The request whose body the parser failed on may still be queued.
     this.server.on('clientError', (error, socket) => {
-      setImmediate(() => this.parserFailed(error, socket as Socket));
+      const problem = clientErrorToProblem(error, socket as Socket);
+      const reject = () => this.parserFailed(error, socket as Socket, problem);
+      // A request that is still queued starts before an error in its body is reported.
+      if (this.queue.length > 0) setImmediate(reject);
+      else reject();
     });
     this.server.on('connection', (socket: Socket) => this.connectionOpened(socket));
     // One more, because the first check may follow immediately.
@@ -250,11 +264,10 @@ export class HttpServer {
 
   // When Node's parser fails, there is no request or response object, unless the bytes belong to the body of the
   // latest request.
-  private parserFailed(error: NodeJS.ErrnoException, socket: Socket) {
+  private parserFailed(error: NodeJS.ErrnoException, socket: Socket, problem: Problem | undefined) {
     const connection = this.connections.get(socket);
     if (connection === undefined || connection.isClosing) return;
     const { latest, pendingRequests } = connection;
-    const problem = clientErrorToProblem(error, socket);
     if (problem === undefined) return void socket.destroy();
     connection.isClosing = true;
     if (latest === undefined || (pendingRequests === 0 && latest.req.complete))
@@ -285,23 +298,28 @@ export class HttpServer {
     return req;
   }
 
-  // The requests of a turn are handled together, after all of them were read: their writes to the next hop then find
-  // its process awake, and waking a process is a large part of the cost of a request (docs/decisions/0008-hot-path.md).
+  // Requests that arrive in one turn of the event loop are handled together at its end. Their writes to the next hop
+  // then wake its process once, and waking a process is a large part of the cost of a request
+  // (docs/decisions/0008-hot-path.md).
   private enqueue(req: IncomingMessage, res: ServerResponse) {
-    if (this.queue.push([req, res]) === 1) setImmediate(() => this.handleQueued());
+    if (this.queue.push(new QueuedRequest(req, res)) === 1) this.scheduleQueued();
+  }
+
+  private scheduleQueued() {
+    setImmediate(() => this.handleQueued());
   }
 
   private handleQueued() {
-    for (const [req, res] of this.queue.splice(0, this.maxRequestsInTurn)) {
-      // While the request was queued, the client may have disconnected or the request may have been rejected.
-      if (!res.destroyed && !res.writableEnded) this.callApp(req, res);
-    }
+    const batch = this.queue.splice(0, this.maxRequestsInTurn);
     this.maxRequestsInTurn = MAX_REQUESTS_PER_TURN;
-    if (this.queue.length > 0) setImmediate(() => this.handleQueued());
+    if (this.queue.length > 0) this.scheduleQueued();
+    for (const request of batch) request.runInAsyncScope(this.callApp, this, request.req, request.res);
   }
 
-  // Rethrow on the next tick, so that the remaining requests are handled.
+  // Rethrow on the next tick, so that the remaining requests are still handled.
   private callApp(req: IncomingMessage, res: ServerResponse) {
+    // While the request was queued, the client may have disconnected or the request may have been rejected.
+    if (res.destroyed || res.writableEnded) return;
     try {
       this.app(req, res);
     } catch (error) {

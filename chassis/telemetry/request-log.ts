@@ -16,7 +16,7 @@ interface Line {
 }
 
 const MESSAGE = 'request completed';
-// A service has far fewer kinds, unless a client sends unusual methods or requests faults with many statuses.
+// A service has far fewer kinds, unless clients request faults with many different statuses.
 const MAX_LOGGERS = 1000;
 
 /** Writes one log line for each completed request. */

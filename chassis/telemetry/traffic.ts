@@ -9,7 +9,7 @@ import { RequestRecord, routeOf, statusOf } from './request-record';
 import type { Tracing } from './spans';
 
 const RECOUNT_MS = 10;
-// An idle process uses about 90 MiB of its container's 256 MiB.
+// An idle process uses about 80 MiB of its container's 256 MiB.
 const MAX_BUFFERED_BYTES = 64 * 1024 * 1024;
 
 /**

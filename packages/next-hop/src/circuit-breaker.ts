@@ -8,7 +8,8 @@ const MIN_RECORDED = 16;
 const STALE_AFTER_MS = 10_000;
 const PROBE_AFTER_MS = 1000;
 const CHECK_INTERVAL_MS = 25;
-const UNCONNECTED_BEFORE_CHECKS = 8;
+// A single refused connection may be that of one replica that restarts.
+const MIN_UNCONNECTED_FOR_CHECKS = 8;
 
 /**
  * Opens when most of the recent exchanges failed, lets one probe through after a second, and closes when that
@@ -22,7 +23,7 @@ export class CircuitBreaker {
   private failures = 0;
   private lastRecordMs = 0;
   private probeAtMs = 0;
-  /** When a background check may start. Infinite if connections can be established. */
+  /** When a background check may start; infinity unless the last exchanges failed to connect. */
   private checkAtMs = Number.POSITIVE_INFINITY;
   /** The number of exchanges in a row that failed because no connection could be established. */
   private unconnected = 0;
@@ -39,9 +40,9 @@ export class CircuitBreaker {
   }
 
   /**
-   * Whether a background check may start now: one every 25 ms while no connection can be established, because a next
-   * hop that is down cannot be overloaded. Several run at once, because a connection attempt that was started before
-   * the next hop was back can hang.
+   * Whether a background check may start now: at most one every 25 ms, and only while no connection can be established,
+   * so that checks cannot overload the next hop. Several may run at once, because a connection attempt that started
+   * before the next hop was back can hang.
    */
   admitCheck(nowMs: number): boolean {
     if (this.state === 'closed' || nowMs < this.checkAtMs) return false;
@@ -60,16 +61,17 @@ export class CircuitBreaker {
    * @param startedMs when it was admitted
    */
   record(admission: Admission, failed: boolean, nowMs: number, hadConnection = true, startedMs = nowMs) {
+    if (startedMs < this.openedMs) return;
     this.unconnected = hadConnection ? 0 : this.unconnected + 1;
-    if (this.state === 'closed') {
-      if (startedMs >= this.openedMs) this.count(failed, nowMs);
-    } else if (admission === 'probe' && failed) this.open(nowMs);
+    if (this.state === 'closed') this.count(failed, nowMs);
+    else if (admission === 'probe' && failed) this.open(nowMs, !hadConnection);
     else if (admission === 'probe') this.setState('closed');
   }
 
   /** Ends an admitted exchange without a result. If it was the probe, the next exchange becomes the probe. */
-  cancel(admission: Admission) {
-    if (admission === 'probe' && this.state === 'half-open') this.setState('open');
+  cancel(admission: Admission, startedMs: number) {
+    if (admission === 'probe' && this.state === 'half-open' && startedMs >= this.openedMs)
+      this.setState('open');
   }
 
   private count(failed: boolean, nowMs: number) {
@@ -79,13 +81,14 @@ export class CircuitBreaker {
     this.failures += Number(failed) - (this.failed[slot] ?? 0);
     this.failed[slot] = Number(failed);
     const inWindow = Math.min(this.recorded, WINDOW);
-    if (failed && inWindow >= MIN_RECORDED && this.failures > inWindow / 2) this.open(nowMs);
+    if (failed && inWindow >= MIN_RECORDED && this.failures > inWindow / 2)
+      this.open(nowMs, this.unconnected >= MIN_UNCONNECTED_FOR_CHECKS);
   }
 
-  private open(nowMs: number) {
+  private open(nowMs: number, startsChecks: boolean) {
     this.openedMs = nowMs;
     this.probeAtMs = nowMs + PROBE_AFTER_MS;
-    this.checkAtMs = this.unconnected < UNCONNECTED_BEFORE_CHECKS ? Number.POSITIVE_INFINITY : nowMs;
+    this.checkAtMs = startsChecks ? nowMs : Number.POSITIVE_INFINITY;
     this.reset();
     this.setState('open');
   }

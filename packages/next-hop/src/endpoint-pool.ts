@@ -45,9 +45,9 @@ export class EndpointPool {
   }
 
   /**
-   * Chooses the endpoint for the next attempt: the one with the fewest requests in flight, round-robin among equals;
-   * an ejected one only if all are ejected, and one in `avoid` only if all others are ejected or in `avoid`, too, the
-   * least recently added one first. Returns undefined while no address is known.
+   * Chooses the endpoint for the next attempt: the one with the fewest requests in flight, round-robin among
+   * equals. Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if all others are
+   * ejected or also in `avoid`; the one that was added first is preferred. Returns undefined while no address is known.
    */
   choose(avoid: readonly Endpoint[] = NONE): Endpoint | undefined {
     const { endpoints } = this;

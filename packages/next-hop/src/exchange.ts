@@ -116,7 +116,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.reason = reason ?? new errors.RequestAbortedError();
     const isFailure = this.reason instanceof NextHopError;
     if (isFailure) this.hop.breaker.record(this.admission, true, performance.now(), true, this.startedMs);
-    else this.hop.breaker.cancel(this.admission);
+    else this.hop.breaker.cancel(this.admission, this.startedMs);
     this.end(isFailure ? (this.reason as NextHopError) : undefined, !isFailure);
     // A handler may abort in one of its callbacks, which must return before the next one is called.
     queueMicrotask(() => this.reportError(this.reason as Error));
@@ -400,7 +400,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   private fail(code: NextHopErrorCode, cause?: unknown) {
     if (this.hasEnded) return;
     // Reaching the connection limit says nothing about the health of the next hop.
-    if (code === 'connection_limit_reached') this.hop.breaker.cancel(this.admission);
+    if (code === 'connection_limit_reached') this.hop.breaker.cancel(this.admission, this.startedMs);
     else if (this.admission !== 'rejected')
       this.hop.breaker.record(
         this.admission,
@@ -417,7 +417,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   /** Ends the exchange with an error that says nothing about the next hop. */
   reject(error: Error) {
     if (this.hasEnded) return;
-    this.hop.breaker.cancel(this.admission);
+    this.hop.breaker.cancel(this.admission, this.startedMs);
     this.end(undefined, true);
     this.reportError(error);
   }

@@ -4,7 +4,7 @@ import { buildConnector, Dispatcher, errors, Pool } from 'undici';
 import { CircuitBreaker, type CircuitState } from './circuit-breaker';
 import { EndpointPool, type Lookup } from './endpoint-pool';
 import { Exchange } from './exchange';
-import { type AbortSignalLike, GetHandler } from './get';
+import { type AbortSignalLike, CompletedResponses, GetHandler } from './get';
 import { HedgeDelay } from './hedge-delay';
 import { ActiveExchanges, type ExchangeOptions, type Hop, type NextHopRequestOptions } from './hop';
 import { adaptHandler, type LegacyHandler } from './legacy-handler';
@@ -65,6 +65,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
   private readonly hop: Hop;
   private readonly originText: string;
   private readonly hasFactory: boolean;
+  private readonly completed = new CompletedResponses();
   private closing: Promise<void> | undefined;
   private destroying: Promise<void> | undefined;
 
@@ -149,7 +150,8 @@ export class NextHop<Context = unknown> extends Dispatcher {
   }
 
   /**
-   * Sends a GET request for `path` and reads the complete response, whatever its status.
+   * Sends a GET request for `path` and reads the complete response, whatever its status. The promise resolves
+   * at the end of the turn of the event loop in which the response is complete; it rejects immediately.
    * @throws {NextHopError} if there is no usable response; the reason of `signal` if it aborts
    */
   get(path: string, options: GetOptions<Context> = {}): Promise<WholeResponse> {
@@ -162,7 +164,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
       allowProbe = true,
     } = options;
     return new Promise((resolve, reject) => {
-      const handler = new GetHandler(this.hop.name, maxBodyBytes, signal, resolve, reject);
+      const handler = new GetHandler(this.hop.name, maxBodyBytes, signal, this.completed, resolve, reject);
       const request = {
         origin: this.originText,
         path,

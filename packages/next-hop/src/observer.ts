@@ -51,7 +51,10 @@ export interface Observer<Context = unknown> {
     error: NextHopError | undefined,
     isCancelled: boolean,
   ): void;
-  /** A probe was sent to an address: a copy of a request that is not one of the attempts of its exchange. Not called for background checks. */
+  /**
+   * A probe was sent to an address. A probe is a copy of a request and not one of the attempts of its exchange.
+   * Background checks are not reported.
+   */
   probeStarted?(address: string): void;
   /** The retry budget did not allow a retry or hedge. */
   budgetExhausted?(): void;

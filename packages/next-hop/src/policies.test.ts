@@ -246,7 +246,7 @@ describe('the circuit breaker', () => {
     expect(breaker.admitCheck(500)).toBe(false);
   });
 
-  test('starts no check if only one of its failures had no connection', () => {
+  test('starts no check if only the last failure had no connection', () => {
     const { breaker, fail } = circuit();
     fail(15, 0);
     breaker.record(breaker.admit(0), true, 0, false);
@@ -254,16 +254,48 @@ describe('the circuit breaker', () => {
     expect(breaker.admitCheck(500)).toBe(false);
   });
 
-  test('is not opened by exchanges, and not closed by a check, that started before it last opened', () => {
+  test('ignores exchanges that started before it last opened', () => {
     const { breaker, states } = circuit();
     for (let i = 0; i < 16; i++) breaker.record('pass', true, 100, false, 0);
-    breaker.checkSucceeded(99);
-    expect(states).toEqual(['open']);
     breaker.checkSucceeded(150);
     for (let i = 0; i < 32; i++) breaker.record('pass', true, 200, false, 50);
     expect(states).toEqual(['open', 'closed']);
     for (let i = 0; i < 16; i++) breaker.record('pass', true, 300, false, 160);
     expect(states).toEqual(['open', 'closed', 'open']);
+  });
+
+  test('ignores checks that started before it last opened', () => {
+    const { breaker, states } = circuit();
+    for (let i = 0; i < 16; i++) breaker.record('pass', true, 100, false, 0);
+    breaker.checkSucceeded(99);
+    expect(states).toEqual(['open']);
+    breaker.checkSucceeded(100);
+    expect(states).toEqual(['open', 'closed']);
+  });
+
+  test('ignores the result of a probe that started before it last opened', () => {
+    const { breaker, states } = circuit();
+    for (let i = 0; i < 16; i++) breaker.record('pass', true, 0, false, 0);
+    expect(breaker.admit(1000)).toBe('probe');
+    breaker.checkSucceeded(1010);
+    for (let i = 0; i < 16; i++) breaker.record('pass', true, 1100, false, 1020);
+    expect(breaker.admit(2100)).toBe('probe');
+    breaker.record('probe', false, 2110, true, 1000);
+    breaker.cancel('probe', 1000);
+    expect(breaker.admit(2120)).toBe('rejected');
+    expect(states).toEqual(['open', 'half-open', 'closed', 'open', 'half-open']);
+  });
+
+  test('starts checks when its probe cannot connect, and a late response of an earlier exchange does not stop them', () => {
+    const { breaker, fail } = circuit();
+    fail(16, 0);
+    breaker.admit(1000);
+    breaker.record('probe', true, 1100, false, 1000);
+    breaker.record('pass', true, 1150, true, 500);
+    expect(breaker.admitCheck(1200)).toBe(true);
+    breaker.admit(2100);
+    breaker.record('probe', true, 2200, false, 2100);
+    expect(breaker.admitCheck(2200)).toBe(true);
   });
 
   test('lets one probe through after a second, and closes when it succeeds', () => {
@@ -291,7 +323,7 @@ describe('the circuit breaker', () => {
   test('lets another probe through when one was cancelled', () => {
     const { breaker, fail } = circuit();
     fail(16, 0);
-    breaker.cancel(breaker.admit(1000));
+    breaker.cancel(breaker.admit(1000), 1000);
     expect(breaker.admit(1000)).toBe('probe');
   });
 

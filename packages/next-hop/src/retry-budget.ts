@@ -24,7 +24,10 @@ export class RetryBudget {
     return this.take(nowMs, 1 / 10) || this.reject();
   }
 
-  /** Takes one hedge. Hedges and probes get only half of the share, so that some is left for retries, without which requests fail. */
+  /**
+   * Takes one hedge. Hedges and probes get only half of the share, so that some is left for retries, without which
+   * requests fail.
+   */
   withdrawHedge(nowMs: number): boolean {
     return this.take(nowMs, 1 / 20) || this.reject();
   }

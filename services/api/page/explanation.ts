@@ -74,8 +74,13 @@ function explainFailure(
       EXCHANGE,
       `does not repeat a ${method} that was sent, because api2 may have executed it already.`,
     ];
-  const isBusy = failure?.type === 'connection_limit_reached';
-  if (!hasResponded && !isBusy && attempts.length === 1 && /^(hang|delay|reset).*attempt=1/.test(fault))
+  const hasReachedLimit = failure?.type === 'connection_limit_reached';
+  if (
+    !hasResponded &&
+    !hasReachedLimit &&
+    attempts.length === 1 &&
+    /^(hang|delay|reset).*attempt=1/.test(fault)
+  )
     return [
       `${what} The retry budget was used up, so api did not repeat the request.`,
       'packages/next-hop/src/retry-budget.ts',
