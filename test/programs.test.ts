@@ -319,3 +319,20 @@ test('a log that is not read uses bounded memory, and reports the number of drop
   expect(lines.length - 1 + dropped[0].lines).toBe(40_000);
   expect(dropped[0].lines).toBeGreaterThan(10_000);
 });
+
+test('a process whose last log lines are not read exits when the reader of its log ends', async () => {
+  const script = `
+    const log = require('./dist/chassis/telemetry/logger').createLogger('api', { logLevel: 'info', logFormat: 'json' });
+    const text = 'x'.repeat(1000);
+    for (let i = 0; i < 1000; i++) log.info({ text }, 'line');
+    process.exit(3);
+  `;
+  const child = spawn(process.execPath, ['-e', script], { stdio: ['ignore', 'pipe', 'inherit'] });
+  // The process waits until this reader reads or ends.
+  await sleep(500);
+  expect(child.exitCode).toBeNull();
+  child.stdout.destroy();
+  const killTimer = setTimeout(() => child.kill('SIGKILL'), 3000);
+  expect(await once(child, 'exit')).toEqual([3, null]);
+  clearTimeout(killTimer);
+});

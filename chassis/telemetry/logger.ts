@@ -1,4 +1,5 @@
 import pino, { type DestinationStream, type Logger, type LoggerOptions } from 'pino';
+import { SonicBoom } from 'sonic-boom';
 
 export type { Logger } from 'pino';
 
@@ -50,25 +51,38 @@ function bufferedOutput(onDropped: (lines: number) => void): DestinationStream {
     if (droppedLines > 0) onDropped(droppedLines);
     droppedLines = 0;
   };
-  // Must run before pino's own exit handler, which flushes the output.
-  process.once('exit', () => {
-    // The last lines say why the process exits: drop none of them, and write synchronously.
-    Object.assign(output, { maxLength: 0, sync: true });
-    reportDropped();
-    flush();
-  });
-  const output = pino.destination({
+  // Not `pino.destination`: pino's version of sonic-boom never exits if the reader ends during the last flush.
+  const output = new SonicBoom({
+    fd: process.stdout.fd,
     sync: false,
     contentMode: 'buffer',
     maxWrite: MAX_WRITE_BYTES,
     maxLength: MAX_QUEUED_BYTES,
   });
+  let hasReader = true;
+  output.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error;
+    hasReader = false;
+  });
+  process.once('exit', () => {
+    // The last lines say why the process exits: drop none of them, and write synchronously.
+    Object.assign(output, { maxLength: 0, sync: true });
+    reportDropped();
+    flush();
+    try {
+      if (hasReader) output.flushSync();
+    } catch {
+      // The reader has ended.
+    }
+  });
   output.on('drop', (chunk) => {
     droppedLines += String(chunk).split('\n').length - 1;
   });
   output.on('drain', reportDropped);
-  // pino's types accept only strings.
-  const write = (chunk: Buffer) => output.write(chunk as unknown as string);
+  const write = (chunk: Buffer) => {
+    // sonic-boom's types accept only strings.
+    if (hasReader) output.write(chunk as unknown as string);
+  };
   setInterval(flush, FLUSH_INTERVAL_MS).unref();
   return {
     write(line) {
