@@ -1,10 +1,11 @@
 // A load generator with minimal CPU cost: node load.js <url> <connections> <seconds> [requests per second]
-// Without a rate, each connection sends its next request as soon as it has a response. Measuring starts when every
-// connection has had a response, but no earlier than after a second. Prints one line of JSON.
+// Without a rate, each connection sends its next request as soon as it has a response. Measuring starts once every
+// connection has had a response and half a second has passed. Prints one line of JSON.
 import { connect } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-const MIN_WARM_UP_MS = 1000;
+const MIN_WARM_UP_MS = 500;
+const MAX_WARM_UP_MS = 30_000;
 
 const [url, connections, seconds, rate] = process.argv.slice(2);
 const { hostname, port, pathname, search } = new URL(url);
@@ -72,7 +73,9 @@ function pace() {
 
 async function waitForFirstResponses() {
   await sleep(MIN_WARM_UP_MS);
-  while (firstResponsesMs === undefined) await sleep(10);
+  for (; firstResponsesMs === undefined; await sleep(10))
+    if (performance.now() - startedMs > MAX_WARM_UP_MS)
+      throw new Error(`${waitingForFirst.size} of ${connections} connections had no response within 30 s`);
 }
 
 const startedMs = performance.now();

@@ -1,6 +1,6 @@
 // The two load generators of the benchmark, each with a next hop. They differ in how many requests arrive at once and
 // in the headers that the next hop sends.
-import { mkdtempSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { isInstalled, OTHER_CORE, outputOf, start, startNode, waitUntilReady } from './processes.js';
@@ -29,6 +29,7 @@ export async function startNextHops() {
 
 function startNginx() {
   const directory = mkdtempSync(join(tmpdir(), 'onehop-nginx-'));
+  process.once('exit', () => rmSync(directory, { recursive: true, force: true, maxRetries: 3 }));
   // Without a master process, ending this one leaves no worker behind.
   const configuration = `daemon off;
 master_process off;
@@ -51,12 +52,19 @@ http {
 
 async function runNode(url, connections, seconds, rate) {
   const options = [url, String(connections), String(seconds), ...(rate ? [String(rate)] : [])];
-  return JSON.parse(await outputOf(startNode(OTHER_CORE, ['load.js', ...options])));
+  const text = await outputOf(startNode(OTHER_CORE, ['load.js', ...options]));
+  if (text === '') throw new Error(`load.js failed: ${options.join(' ')}`);
+  return JSON.parse(text);
 }
 
+// wrk has no warm-up, so its first run of one second is discarded.
 async function runWrk(url, connections, seconds) {
-  const options = ['-t1', `-c${connections}`, `-d${seconds}s`, '--timeout', '10s', '--latency', url];
-  const text = await outputOf(start(OTHER_CORE, 'wrk', options));
+  const runFor = (duration) => {
+    const options = ['-t1', `-c${connections}`, `-d${duration}s`, '--timeout', '10s', '--latency', url];
+    return outputOf(start(OTHER_CORE, 'wrk', options));
+  };
+  await runFor(1);
+  const text = await runFor(seconds);
   if (!text.includes('Requests/sec')) throw new Error(`wrk failed: ${text}`);
   const number = (pattern) => Number(pattern.exec(text)?.[1] ?? 0);
   const milliseconds = (percentile) => {

@@ -66,6 +66,7 @@ export async function waitUntilReady(url) {
 }
 
 export async function kill(child) {
+  if (child.exitCode !== null || child.signalCode !== null) return;
   const exited = new Promise((resolve) => child.once('exit', resolve));
   child.kill('SIGKILL');
   await exited;
@@ -84,4 +85,19 @@ export function memoryMiB(pid, field) {
   return Number(new RegExp(`${field}:\\s+(\\d+)`).exec(status)[1]) / 1024;
 }
 
-export const median = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];
+export function median(values) {
+  return quantile(values, 0.5);
+}
+
+/** The limits of the middle half of `values`. */
+export function quartiles(values) {
+  return [quantile(values, 0.25), quantile(values, 0.75)];
+}
+
+// Interpolates between the two nearest values.
+function quantile(values, fraction) {
+  const sorted = values.toSorted((a, b) => a - b);
+  const position = (sorted.length - 1) * fraction;
+  const low = sorted[Math.floor(position)];
+  return low + (sorted[Math.ceil(position)] - low) * (position % 1);
+}
