@@ -43,7 +43,7 @@ import { renderReport } from './report.js';
 
 const ROUNDS = Number(process.env.ROUNDS ?? 2);
 // Measurements of each pair per round.
-const MEASUREMENTS = Number(process.env.MEASUREMENTS ?? 4);
+const MEASUREMENTS = Number(process.env.MEASUREMENTS ?? 3);
 if (!(ROUNDS >= 1 && MEASUREMENTS >= 1)) throw new Error('ROUNDS and MEASUREMENTS must be at least 1');
 const SECONDS = 1;
 const QUARTER_SECONDS = 2;
