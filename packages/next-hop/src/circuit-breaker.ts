@@ -1,20 +1,21 @@
 export type CircuitState = 'closed' | 'half-open' | 'open';
 
-/** `probe`: the one exchange that decides whether an open circuit closes. */
-export type Admission = 'pass' | 'probe' | 'rejected';
+/**
+ * `probe`: its result decides whether the circuit closes. `check`: it may start only if a connection can be established.
+ */
+export type Admission = 'pass' | 'probe' | 'check' | 'rejected';
 
 const WINDOW = 32;
 const MIN_RECORDED = 16;
 const STALE_AFTER_MS = 10_000;
 const PROBE_AFTER_MS = 1000;
-const CHECK_INTERVAL_MS = 25;
 // A single refused connection may be that of one replica that restarts.
 const MIN_UNCONNECTED_FOR_CHECKS = 8;
 
 /**
  * Opens when most of the recent exchanges failed, lets one probe through after a second, and closes when that
- * succeeds. While no connection can be established, background checks may close it earlier. Times are
- * milliseconds of one monotonic clock.
+ * succeeds. If it opened because no connection could be established, there is no probe: all exchanges are let through
+ * as soon as there is a connection, and the first result decides. Times are milliseconds of one monotonic clock.
  */
 export class CircuitBreaker {
   state: CircuitState = 'closed';
@@ -23,36 +24,33 @@ export class CircuitBreaker {
   private failures = 0;
   private lastRecordMs = 0;
   private probeAtMs = 0;
-  /** When a background check may start; infinity unless the last exchanges failed to connect. */
-  private checkAtMs = Number.POSITIVE_INFINITY;
+  /** Whether it opened because no connection could be established. */
+  private isUnconnected = false;
   /** The number of exchanges in a row that failed because no connection could be established. */
   private unconnected = 0;
   private openedMs = Number.NEGATIVE_INFINITY;
 
-  constructor(private readonly onChange: (state: CircuitState) => void = () => {}) {}
+  /**
+   * @param canCheck whether connections can be checked without a request
+   */
+  constructor(
+    private readonly onChange: (state: CircuitState) => void = () => {},
+    private readonly canCheck = true,
+  ) {}
 
-  /** Whether an exchange may start now. Unless rejected, it must end in `record` or `cancel`. */
+  /** Whether an exchange may start now. With `pass` or `probe`, it must end in `record` or `cancel`. */
   admit(nowMs: number): Admission {
     if (this.state === 'closed') return 'pass';
-    if (this.state === 'half-open' || nowMs < this.probeAtMs) return 'rejected';
+    if (this.state === 'half-open') return this.isUnconnected ? 'probe' : 'rejected';
+    if (this.isUnconnected) return 'check';
+    if (nowMs < this.probeAtMs) return 'rejected';
     this.setState('half-open');
     return 'probe';
   }
 
-  /**
-   * Whether a background check may start now: at most one every 25 ms, and only while no connection can be established,
-   * so that checks cannot overload the next hop. Several may run at once, because a connection attempt that started
-   * before the next hop was back can hang.
-   */
-  admitCheck(nowMs: number): boolean {
-    if (this.state === 'closed' || nowMs < this.checkAtMs) return false;
-    this.checkAtMs = nowMs + CHECK_INTERVAL_MS;
-    return true;
-  }
-
-  /** Called when a check gets a response. A check that started before the circuit last opened does not count. */
-  checkSucceeded(startedMs: number) {
-    if (startedMs >= this.openedMs) this.setState('closed');
+  /** Called when a connection was established by a check. One that started before the circuit opened does not count. */
+  connected(startedMs: number) {
+    if (this.state === 'open' && startedMs >= this.openedMs) this.setState('half-open');
   }
 
   /**
@@ -70,8 +68,8 @@ export class CircuitBreaker {
 
   /** Ends an admitted exchange without a result. If it was the probe, the next exchange becomes the probe. */
   cancel(admission: Admission, startedMs: number) {
-    if (admission === 'probe' && this.state === 'half-open' && startedMs >= this.openedMs)
-      this.setState('open');
+    if (this.isUnconnected || startedMs < this.openedMs) return;
+    if (admission === 'probe' && this.state === 'half-open') this.setState('open');
   }
 
   private count(failed: boolean, nowMs: number) {
@@ -85,10 +83,10 @@ export class CircuitBreaker {
       this.open(nowMs, this.unconnected >= MIN_UNCONNECTED_FOR_CHECKS);
   }
 
-  private open(nowMs: number, startsChecks: boolean) {
+  private open(nowMs: number, isUnconnected: boolean) {
     this.openedMs = nowMs;
     this.probeAtMs = nowMs + PROBE_AFTER_MS;
-    this.checkAtMs = startsChecks ? nowMs : Number.POSITIVE_INFINITY;
+    this.isUnconnected = isUnconnected && this.canCheck;
     this.reset();
     this.setState('open');
   }

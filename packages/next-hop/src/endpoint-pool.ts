@@ -19,6 +19,11 @@ export interface EndpointPoolOptions {
   connections: number;
   /** Returns a dispatcher with at most `connections` connections to one address; none is opened before it is needed. */
   open: (address: LookupAddress, connections: number) => Dispatcher;
+  /**
+   * Called with an endpoint that was added to others. It gets no requests until its `readmit` is called or a second has
+   * passed, because a new address may not accept connections yet. Without it, new endpoints get requests immediately.
+   */
+  onAdded?: ((endpoint: Endpoint) => void) | undefined;
   lookup?: Lookup | undefined;
   /** How often the name is resolved again. */
   lookupIntervalMs?: number | undefined;
@@ -36,6 +41,8 @@ export class EndpointPool {
   private lookups = 0;
   private lastApplied = 0;
   private lastLookupMs = Number.NEGATIVE_INFINITY;
+  /** The error of the last lookup, if it failed. */
+  lookupError: unknown;
   private pendingLookup: Promise<void> | undefined;
   private readonly timer: NodeJS.Timeout;
 
@@ -59,10 +66,10 @@ export class EndpointPool {
     return best;
   }
 
-  /** Returns the next endpoint in turn, whatever its state. */
-  next(): Endpoint | undefined {
-    this.lastChosen = this.lastChosen + 1 < this.endpoints.length ? this.lastChosen + 1 : 0;
-    return this.endpoints[this.lastChosen];
+  /** Returns all endpoints, whatever their state, beginning with the next one in turn. */
+  inTurn(): Endpoint[] {
+    this.next();
+    return [...this.endpoints.slice(this.lastChosen), ...this.endpoints.slice(0, this.lastChosen)];
   }
 
   /** Returns an endpoint that is due for a probe, unless all others are ejected: it then gets requests in any case. */
@@ -139,6 +146,11 @@ export class EndpointPool {
     await Promise.all([...this.endpoints, ...this.retired].map((endpoint) => endpoint.destroy(error)));
   }
 
+  private next(): Endpoint | undefined {
+    this.lastChosen = this.lastChosen + 1 < this.endpoints.length ? this.lastChosen + 1 : 0;
+    return this.endpoints[this.lastChosen];
+  }
+
   private stop() {
     clearInterval(this.timer);
     this.lastApplied = Number.POSITIVE_INFINITY;
@@ -146,10 +158,16 @@ export class EndpointPool {
 
   private async resolve(number: number) {
     const { hostname, lookup = lookUpAll } = this.options;
-    const found = await lookup(hostname);
-    if (number < this.lastApplied) return;
-    this.lastApplied = number;
-    this.replace(found);
+    try {
+      const found = await lookup(hostname);
+      if (number < this.lastApplied) return;
+      this.lookupError = undefined;
+      this.lastApplied = number;
+      this.replace(found);
+    } catch (error) {
+      this.lookupError = error;
+      throw error;
+    }
   }
 
   private replace(found: readonly LookupAddress[]) {
@@ -160,8 +178,17 @@ export class EndpointPool {
     this.endpoints = used.map((address) =>
       this.keepOrOpen(previous.get(address.address), address, maxConnections),
     );
+    if (previous.size > 0)
+      for (const endpoint of this.endpoints) if (!previous.has(endpoint.address)) this.added(endpoint);
     const kept = new Set(this.endpoints);
     for (const endpoint of previous.values()) if (!kept.has(endpoint)) this.retire(endpoint);
+  }
+
+  private added(endpoint: Endpoint) {
+    const { onAdded } = this.options;
+    if (onAdded === undefined) return;
+    endpoint.awaitConnection(performance.now());
+    onAdded(endpoint);
   }
 
   private retire(endpoint: Endpoint) {

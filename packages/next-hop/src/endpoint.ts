@@ -72,12 +72,23 @@ export class Endpoint {
 
   /** Called after a complete response other than 502, 503 and 504. */
   succeeded() {
+    this.readmit();
     this.suspicions = 0;
-    this.probeAtMs = 0;
     this.consecutiveFailures = 0;
     this.outcomes = (this.outcomes << 1) & OUTCOMES_MASK;
-    this.isEjected = false;
     this.ejectionMs = FIRST_EJECTION_MS;
+  }
+
+  /** Gives the endpoint no requests for a second, until it is known to accept connections. */
+  awaitConnection(nowMs: number) {
+    this.isEjected = true;
+    this.probeAtMs = nowMs + FIRST_EJECTION_MS;
+  }
+
+  /** Called when the endpoint has accepted a connection. */
+  readmit() {
+    this.isEjected = false;
+    this.probeAtMs = 0;
   }
 
   /** Called after a slow response or a closed idle connection, neither of which proves a failure. */

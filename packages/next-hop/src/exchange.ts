@@ -97,16 +97,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.hasEnded) return;
     this.hop.budget.deposit(this.startedMs);
     this.admission = this.hop.breaker.admit(this.startedMs);
-    if (this.admission === 'rejected') {
-      this.hop.endpoints.refresh();
-      this.checkConnection();
-      return this.fail('destination_unavailable');
-    }
-    this.timer = this.isRepeatable
-      ? setTimeout(hedge, this.hedgeDelayMs, this)
-      : setTimeout(expire, this.timeoutMs, this);
-    this.send('first');
-    if (this.request.allowProbe !== false && !this.hasEnded) this.sendProbe();
+    if (this.admission === 'pass' || this.admission === 'probe') this.sendFirst(this.timeoutMs);
+    else this.whileCircuitIsOpen();
   }
 
   /** Cancels the exchange. If `reason` is a `NextHopError`, the response is unusable, which counts as a failure. */
@@ -256,6 +248,30 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     return true;
   }
 
+  private sendFirst(leftMs: number) {
+    this.timer = this.isRepeatable
+      ? setTimeout(hedge, Math.min(this.hedgeDelayMs, leftMs), this)
+      : setTimeout(expire, leftMs, this);
+    this.send('first');
+    if (this.request.allowProbe !== false && !this.hasEnded) this.sendProbe();
+  }
+
+  /** Fails, unless the circuit is open because of missing connections and one can be established now. */
+  private async whileCircuitIsOpen() {
+    const { breaker, checks, endpoints } = this.hop;
+    endpoints.refresh();
+    if (this.admission === 'rejected') return this.fail('destination_unavailable');
+    try {
+      await checks.waitForConnection(endpoints.inTurn());
+    } catch (error) {
+      return this.fail('destination_unavailable', error ?? endpoints.lookupError);
+    }
+    if (this.hasEnded) return;
+    this.admission = breaker.admit(performance.now());
+    if (this.admission === 'pass' || this.admission === 'probe') this.sendFirst(this.leftMs());
+    else this.fail('destination_unavailable');
+  }
+
   private leftMs() {
     return this.startedMs + this.timeoutMs - performance.now();
   }
@@ -353,31 +369,12 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (endpoint === undefined || !this.hop.budget.withdrawProbe(this.startedMs)) return;
     endpoint.startProbe();
     this.hop.observer.probeStarted?.(endpoint.address);
-    this.probe(endpoint, (status) => {
-      if (isUsable(status)) endpoint.succeeded();
-      else endpoint.probeFailed(performance.now());
-    });
-  }
-
-  // This request is rejected, so its copy is no additional load.
-  private checkConnection() {
-    const { breaker, endpoints } = this.hop;
-    if (this.request.allowProbe === false || !breaker.admitCheck(this.startedMs)) return;
-    const endpoint = endpoints.next();
-    // Hanging checks must leave connections for requests.
-    if (endpoint === undefined || endpoint.inFlight * 2 >= endpoint.maxConnections) return;
-    endpoint.inFlight++;
-    this.probe(endpoint, (status) => {
-      endpoint.inFlight--;
-      if (isUsable(status)) endpoint.succeeded();
-      if (status !== undefined) breaker.checkSucceeded(this.startedMs);
-    });
-  }
-
-  private probe(endpoint: Endpoint, onEnd: (status: number | undefined) => void) {
     const { isRepeatable, request, origin, path } = this;
     const probe = isRepeatable ? { ...request, origin } : { origin, path, method: 'HEAD' as const };
-    new Probe(this.timeoutMs / 4, onEnd).send(probe, endpoint.connections);
+    new Probe(this.timeoutMs / 4, (status) => {
+      if (isUsable(status)) endpoint.succeeded();
+      else endpoint.probeFailed(performance.now());
+    }).send(probe, endpoint.connections);
   }
 
   // An error of the request body stream is the caller's own and ends the exchange.
@@ -401,7 +398,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.hasEnded) return;
     // Reaching the connection limit says nothing about the health of the next hop.
     if (code === 'connection_limit_reached') this.hop.breaker.cancel(this.admission, this.startedMs);
-    else if (this.admission !== 'rejected')
+    else if (this.admission === 'pass' || this.admission === 'probe')
       this.hop.breaker.record(
         this.admission,
         true,

@@ -1,5 +1,6 @@
 import type { Dispatcher } from 'undici';
 import type { CircuitBreaker } from './circuit-breaker';
+import type { ConnectionChecks } from './connection-checks';
 import type { EndpointPool } from './endpoint-pool';
 import type { HedgeDelay } from './hedge-delay';
 import type { Observer } from './observer';
@@ -14,6 +15,7 @@ export interface Hop {
   readonly budget: RetryBudget;
   readonly hedgeDelay: HedgeDelay;
   readonly breaker: CircuitBreaker;
+  readonly checks: ConnectionChecks;
   readonly observer: Observer;
   /** True while a connection error is being handled. A response that ends in the meantime was truncated. */
   isConnectionFailing: boolean;
@@ -26,7 +28,7 @@ export interface Hop {
 export interface ExchangeOptions<Context = unknown> {
   /** Overrides the deadline of the `NextHop`, in milliseconds. */
   timeoutMs?: number;
-  /** Whether a copy of the request may be sent as a probe or background check. Default: true. */
+  /** Whether a copy of the request may be sent as a probe. Default: true. */
   allowProbe?: boolean;
   /** Any value. The observer receives it as the `context` of the exchange. */
   context?: Context;

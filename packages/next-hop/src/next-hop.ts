@@ -2,6 +2,7 @@ import type { LookupAddress } from 'node:dns';
 import type { Socket } from 'node:net';
 import { buildConnector, Dispatcher, errors, Pool } from 'undici';
 import { CircuitBreaker, type CircuitState } from './circuit-breaker';
+import { ConnectionChecks, type Connector } from './connection-checks';
 import { EndpointPool, type Lookup } from './endpoint-pool';
 import { Exchange } from './exchange';
 import { type AbortSignalLike, CompletedResponses, GetHandler } from './get';
@@ -83,6 +84,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
     if (!Number.isInteger(connections) || connections < 1)
       throw new errors.InvalidArgumentError('connections must be a positive integer');
     this.hasFactory = factory !== undefined;
+    const breaker = new CircuitBreaker((state) => observer.circuitChanged?.(state), !this.hasFactory);
     this.hop = {
       name: options.name ?? this.origin.hostname,
       origin: this.origin,
@@ -92,6 +94,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
         connections,
         lookupIntervalMs: options.lookupIntervalMs,
         lookup: options.lookup ?? (factory && unresolved),
+        onAdded: factory ? undefined : (endpoint) => this.hop.checks.check(endpoint),
         open: (address, share) =>
           factory
             ? factory(this.origin, { address, connections: share })
@@ -99,7 +102,15 @@ export class NextHop<Context = unknown> extends Dispatcher {
       }),
       budget: new RetryBudget(() => observer.budgetExhausted?.()),
       hedgeDelay: new HedgeDelay(timeoutMs / 4),
-      breaker: new CircuitBreaker((state) => observer.circuitChanged?.(state)),
+      breaker,
+      checks: new ConnectionChecks(
+        this.origin,
+        this.createConnector(options.connect),
+        (endpoint, startedMs) => {
+          endpoint.readmit();
+          breaker.connected(startedMs);
+        },
+      ),
       observer: observer as Observer,
       isConnectionFailing: false,
       active: new ActiveExchanges(),
@@ -236,6 +247,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
 
   private destroyAll(error: Error) {
     this.hop.active.rejectAll(error);
+    this.hop.checks.close();
     return this.hop.endpoints.destroy(error);
   }
 
@@ -244,6 +256,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
       await new Promise<void>((resolve) => {
         this.hop.onIdle = resolve;
       });
+    this.hop.checks.close();
     this.destroying ??= this.hop.endpoints.close();
     await this.destroying;
   }
@@ -272,24 +285,27 @@ export class NextHop<Context = unknown> extends Dispatcher {
     return origin === this.originText || URL.parse(origin)?.origin === this.originText;
   }
 
-  private openPool(address: LookupAddress, connections: number, connect: NextHopOptions['connect']) {
+  private openPool({ address }: LookupAddress, connections: number, connect: NextHopOptions['connect']) {
+    const connector = this.createConnector(connect);
     return new Pool(this.origin, {
       connections,
       pipelining: 1,
+      // Otherwise, all requests over TLS wait for the first connection, which shows whether HTTP/2 is available.
+      allowH2: false,
       keepAliveTimeout: IDLE_CONNECTION_MS,
       keepAliveMaxTimeout: IDLE_CONNECTION_MS,
       // The deadline of the exchange applies instead.
       headersTimeout: 0,
       bodyTimeout: 0,
-      connect: this.connectTo(address, connect),
+      connect: (target, callback) => connector({ ...target, hostname: address }, callback),
     });
   }
 
   // undici's own connect timeout is only accurate to a second, and a custom connector may have none.
-  private connectTo({ address }: LookupAddress, options: NextHopOptions['connect']) {
+  private createConnector(options: NextHopOptions['connect']): Connector {
     const connect =
       typeof options === 'function' ? options : buildConnector({ ...options, allowH2: false, timeout: 0 });
-    const connector: buildConnector.connector = (target, callback) => {
+    return (target, callback) => {
       let isLate = false;
       const timer = setTimeout(() => {
         isLate = true;
@@ -297,15 +313,15 @@ export class NextHop<Context = unknown> extends Dispatcher {
         callback(new errors.ConnectTimeoutError(), null);
       }, this.hop.timeoutMs / 4);
       // undici's connector returns the socket, although its type does not say so.
-      const connecting = connect({ ...target, hostname: address }, (...result) => {
+      const connecting = connect(target, (...result) => {
         const [, socket] = result;
         if (isLate) return void socket?.destroy();
         clearTimeout(timer);
         socket?.once('error', () => this.connectionFailed());
         callback(...result);
       }) as unknown as Socket | undefined;
+      return connecting;
     };
-    return connector;
   }
 
   private connectionFailed() {

@@ -53,7 +53,6 @@ export interface Observer<Context = unknown> {
   ): void;
   /**
    * A probe was sent to an address. A probe is a copy of a request and not one of the attempts of its exchange.
-   * Background checks are not reported.
    */
   probeStarted?(address: string): void;
   /** The retry budget did not allow a retry or hedge. */

@@ -210,7 +210,11 @@ describe('the circuit breaker', () => {
     const fail = (times: number, nowMs: number) => {
       for (let i = 0; i < times; i++) breaker.record(breaker.admit(nowMs), true, nowMs);
     };
-    return { breaker, states, fail };
+    /** Records failures to connect. */
+    const lose = (times: number, nowMs: number) => {
+      for (let i = 0; i < times; i++) breaker.record(breaker.admit(nowMs), true, nowMs, false);
+    };
+    return { breaker, states, fail, lose };
   }
 
   test('opens when most of the recent exchanges failed', () => {
@@ -229,73 +233,78 @@ describe('the circuit breaker', () => {
     expect(breaker.admit(0)).toBe('pass');
   });
 
-  test('while no connection can be established, starts a check every 25 ms, and closes when one succeeds', () => {
-    const { breaker, states } = circuit();
-    for (let i = 0; i < 16; i++) breaker.record(breaker.admit(0), true, 0, false);
-    expect(breaker.admit(999)).toBe('rejected');
-    expect([10, 34, 35, 60].map((nowMs) => breaker.admitCheck(nowMs))).toEqual([true, false, true, true]);
-    breaker.checkSucceeded(60);
-    expect(breaker.admit(61)).toBe('pass');
-    expect(breaker.admitCheck(100)).toBe(false);
-    expect(states).toEqual(['open', 'closed']);
+  test('opened because no connection could be established, checks each exchange, and lets all through once there is one', () => {
+    const { breaker, states, lose } = circuit();
+    lose(16, 0);
+    expect(breaker.admit(5000)).toBe('check');
+    breaker.connected(5000);
+    expect([breaker.admit(5001), breaker.admit(5001)]).toEqual(['probe', 'probe']);
+    breaker.record('probe', false, 5002, true, 5001);
+    expect(breaker.admit(5003)).toBe('pass');
+    expect(states).toEqual(['open', 'half-open', 'closed']);
   });
 
-  test('starts no check if the next hop fails after it accepted a connection', () => {
-    const { breaker, fail } = circuit();
-    fail(16, 0);
-    expect(breaker.admitCheck(500)).toBe(false);
+  test('if the first exchange after that fails with a connection, lets one probe through after a second', () => {
+    const { breaker, lose } = circuit();
+    lose(16, 0);
+    breaker.connected(100);
+    expect([breaker.admit(101), breaker.admit(101)]).toEqual(['probe', 'probe']);
+    breaker.record('probe', true, 200, true, 101);
+    breaker.record('probe', false, 201, true, 101);
+    expect(breaker.admit(1199)).toBe('rejected');
+    expect([breaker.admit(1200), breaker.admit(1200)]).toEqual(['probe', 'rejected']);
   });
 
-  test('starts no check if only the last failure had no connection', () => {
-    const { breaker, fail } = circuit();
-    fail(15, 0);
-    breaker.record(breaker.admit(0), true, 0, false);
-    expect(breaker.admit(1)).toBe('rejected');
-    expect(breaker.admitCheck(500)).toBe(false);
+  test('if it fails without a connection, checks again', () => {
+    const { breaker, lose } = circuit();
+    lose(16, 0);
+    breaker.connected(100);
+    breaker.record(breaker.admit(101), true, 200, false, 101);
+    expect(breaker.admit(201)).toBe('check');
   });
 
-  test('ignores exchanges that started before it last opened', () => {
-    const { breaker, states } = circuit();
-    for (let i = 0; i < 16; i++) breaker.record('pass', true, 100, false, 0);
-    breaker.checkSucceeded(150);
-    for (let i = 0; i < 32; i++) breaker.record('pass', true, 200, false, 50);
-    expect(states).toEqual(['open', 'closed']);
-    for (let i = 0; i < 16; i++) breaker.record('pass', true, 300, false, 160);
-    expect(states).toEqual(['open', 'closed', 'open']);
+  test('a cancelled exchange after a successful check changes nothing', () => {
+    const { breaker, lose } = circuit();
+    lose(16, 0);
+    breaker.connected(100);
+    breaker.cancel(breaker.admit(101), 101);
+    expect([breaker.state, breaker.admit(102)]).toEqual(['half-open', 'probe']);
   });
 
-  test('ignores checks that started before it last opened', () => {
-    const { breaker, states } = circuit();
-    for (let i = 0; i < 16; i++) breaker.record('pass', true, 100, false, 0);
-    breaker.checkSucceeded(99);
-    expect(states).toEqual(['open']);
-    breaker.checkSucceeded(100);
-    expect(states).toEqual(['open', 'closed']);
-  });
-
-  test('ignores the result of a probe that started before it last opened', () => {
-    const { breaker, states } = circuit();
-    for (let i = 0; i < 16; i++) breaker.record('pass', true, 0, false, 0);
-    expect(breaker.admit(1000)).toBe('probe');
-    breaker.checkSucceeded(1010);
-    for (let i = 0; i < 16; i++) breaker.record('pass', true, 1100, false, 1020);
-    expect(breaker.admit(2100)).toBe('probe');
-    breaker.record('probe', false, 2110, true, 1000);
-    breaker.cancel('probe', 1000);
-    expect(breaker.admit(2120)).toBe('rejected');
-    expect(states).toEqual(['open', 'half-open', 'closed', 'open', 'half-open']);
-  });
-
-  test('starts checks when its probe cannot connect, and a late response of an earlier exchange does not stop them', () => {
+  test('checks if a probe cannot connect, although an earlier exchange gets a late response', () => {
     const { breaker, fail } = circuit();
     fail(16, 0);
     breaker.admit(1000);
     breaker.record('probe', true, 1100, false, 1000);
-    breaker.record('pass', true, 1150, true, 500);
-    expect(breaker.admitCheck(1200)).toBe(true);
-    breaker.admit(2100);
-    breaker.record('probe', true, 2200, false, 2100);
-    expect(breaker.admitCheck(2200)).toBe(true);
+    breaker.record('pass', false, 1150, true, 500);
+    expect(breaker.admit(1200)).toBe('check');
+  });
+
+  test.each([
+    ['the next hop fails after it accepted a connection', 16, 0],
+    ['only the last failure had no connection', 15, 1],
+  ])('checks nothing if %s', (_case, withConnection, without) => {
+    const { breaker, fail, lose } = circuit();
+    fail(withConnection, 0);
+    lose(without, 0);
+    expect(breaker.admit(1)).toBe('rejected');
+  });
+
+  test('checks nothing if it cannot', () => {
+    const breaker = new CircuitBreaker(() => {}, false);
+    for (let i = 0; i < 16; i++) breaker.record('pass', true, 0, false);
+    expect([breaker.admit(999), breaker.admit(1000)]).toEqual(['rejected', 'probe']);
+  });
+
+  test('ignores exchanges and checks that started before it last opened', () => {
+    const { breaker, states } = circuit();
+    for (let i = 0; i < 16; i++) breaker.record('pass', true, 100, false, 0);
+    breaker.record('probe', false, 150, true, 99);
+    breaker.connected(99);
+    expect(states).toEqual(['open']);
+    breaker.connected(100);
+    for (let i = 0; i < 32; i++) breaker.record('pass', true, 200, false, 50);
+    expect(states).toEqual(['open', 'half-open']);
   });
 
   test('lets one probe through after a second, and closes when it succeeds', () => {

@@ -255,6 +255,15 @@ describe('the option connect', () => {
     await expect(client(origin, { lookup, connect: { ca: cert } }).get('/')).rejects.toThrow(NextHopError);
   });
 
+  test('over TLS, concurrent requests open connections at the same time', async () => {
+    // A server that never answers the handshake.
+    const silent = await rawServer(() => {});
+    const hop = client(silent.origin.replace('http:', 'https:'));
+    const requests = Array.from({ length: 8 }, () => hop.get('/').catch(() => {}));
+    await until(() => silent.connections() === 8, 200);
+    await Promise.all(requests);
+  });
+
   test('accepts a connector, which receives each address', async () => {
     const { port } = await server((_req, res) => void res.end('ok'));
     const connectNow = buildConnector({});
