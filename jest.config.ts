@@ -13,8 +13,8 @@ const config: Config = {
   testMatch: ['**/*.test.ts'],
   transform: { '\\.ts$': ['ts-jest', { diagnostics: false }] },
   testTimeout: 20_000,
-  // The tests mostly wait: on a machine with two cores, four workers are faster than one (the default, cores - 1).
-  maxWorkers: 4,
+  // The tests mostly wait: on a machine with two cores, six workers are faster than one (the default, cores - 1).
+  maxWorkers: 6,
 };
 
 export default config;

@@ -1,4 +1,4 @@
-// npm run bench:fire: compares next-hop with other clients while api2 fails, in about 22 minutes.
+// npm run bench:fire: compares next-hop with other clients while api2 fails, in about 23 minutes.
 // To repeat some cells: CLIENTS=fetch,next-hop SCENARIOS=frozen npm run bench:fire. The results are then only printed.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { cpus, totalmem } from 'node:os';
@@ -21,36 +21,51 @@ const ms = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toStrin
 const COMMON_COLUMNS = { failed: 'failed', slowest: 'slowest', p99: 'p99', requests: 'requests to api2' };
 const FORMATS = {
   failed: String,
-  twice: String,
+  sentTwice: String,
+  storedTwice: String,
   missing: String,
   requests: (value) => value.toFixed(2),
   share: (value) => `${(value * 100).toFixed(0)} %`,
   cpu: (value) => value.toFixed(2),
 };
-// Lower is better everywhere else.
-const BETTER = { share: (a, b) => Math.abs(a - 2 / 3) < Math.abs(b - 2 / 3) };
+const WRONG_RESULTS = ['sentTwice', 'storedTwice', 'missing'];
+// How far a figure is from the best possible one. Everywhere else, lower is better.
+const BADNESS = { share: (value) => Math.abs(value - 2 / 3) };
+// Measured several times to see by how much the figures of one client differ. The differences in the other scenarios can
+// only be larger, because Docker starts and stops containers at the same time.
+const REPEATED = { client: 'fetch', times: 5, columns: { nothing: 'slowest', post: 'failed' } };
 // Fewer requests can mean that some never reached api2, so a low number is no advantage.
 const NOT_RANKED = new Set(['requests']);
 
+const isComplete = process.env.CLIENTS === undefined && process.env.SCENARIOS === undefined;
 const selected = (variable, all) => process.env[variable]?.split(',') ?? Object.keys(all);
 const clients = selected('CLIENTS', CLIENTS);
 const scenarios = selected('SCENARIOS', SCENARIOS);
 const results = Object.fromEntries(scenarios.map((scenario) => [scenario, {}]));
+const repeated = {};
 
 async function measureAll() {
   await compose('', 'build', 'api2', 'caller');
   for (const client of clients)
-    for (const scenario of scenarios) {
-      const run = () => SCENARIOS[scenario].run(client);
-      // A Docker command can fail on a busy engine. That must not end a run of 20 minutes.
-      const { samples, ...figures } = await run().catch((error) => {
-        process.stdout.write(`${client}, ${scenario}: repeated after an error: ${error.message}\n`);
-        return run();
-      });
-      results[scenario][client] = figures;
-      const texts = Object.entries(figures).map(([column, value]) => `${column} ${textOf(column, value)}`);
-      process.stdout.write(`${client}, ${scenario}: ${texts.join(', ')}\n`);
-    }
+    for (const scenario of scenarios) results[scenario][client] = await measure(client, scenario);
+  if (!isComplete) return;
+  for (const [scenario, column] of Object.entries(REPEATED.columns)) {
+    repeated[scenario] = [results[scenario][REPEATED.client][column]];
+    while (repeated[scenario].length < REPEATED.times)
+      repeated[scenario].push((await measure(REPEATED.client, scenario))[column]);
+  }
+}
+
+async function measure(client, scenario) {
+  const run = () => SCENARIOS[scenario].run(client);
+  // A Docker command can fail on a busy engine. That must not end a run of 20 minutes.
+  const { samples, ...figures } = await run().catch((error) => {
+    process.stdout.write(`${client}, ${scenario}: repeated after an error: ${error.message}\n`);
+    return run();
+  });
+  const texts = Object.entries(figures).map(([column, value]) => `${column} ${textOf(column, value)}`);
+  process.stdout.write(`${client}, ${scenario}: ${texts.join(', ')}\n`);
+  return figures;
 }
 
 const textOf = (column, value) => (column === 'sent' ? String(value) : (FORMATS[column] ?? ms)(value));
@@ -59,17 +74,36 @@ function table(head, rows) {
   return [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n');
 }
 
-/** The text of a figure, in bold if no client has a better one. */
+/** The text of a figure, in bold if it is among the best. */
 function cell(scenario, column, client) {
   const value = results[scenario][client][column];
   if (value === undefined) return '';
   const text = textOf(column, value);
-  if (NOT_RANKED.has(column)) return text;
-  const isBetter = BETTER[column] ?? ((a, b) => a < b);
-  const others = Object.values(results[scenario]).map((figures) => figures[column]);
-  const isBest = others.every((other) => !isBetter(other, value) || textOf(column, other) === text);
-  return isBest ? `**${text}**` : text;
+  return bestClients(scenario, column).has(client) ? `**${text}**` : text;
 }
+
+/** The clients whose figure is the best, or differs from it by no more than those of one client do. */
+function bestClients(scenario, column) {
+  if (NOT_RANKED.has(column)) return new Set();
+  const isRight = (client) => WRONG_RESULTS.every((wrong) => !results[scenario][client][wrong]);
+  let ranked = clients;
+  if (column === 'failed') ranked = clients.filter(isRight);
+  // A request that failed has no response time, so times are only compared among clients with the fewest failures.
+  else if (!WRONG_RESULTS.includes(column)) ranked = [...bestClients(scenario, 'failed')];
+  const badness = (client) => (BADNESS[column] ?? Number)(results[scenario][client][column]);
+  const best = Math.min(...ranked.map(badness)) + chance(scenario, column);
+  const isBest = (client) => badness(client) <= best;
+  return new Set(ranked.filter(isBest));
+}
+
+/** By how much the figures of one client differ without a reason. */
+function chance(scenario, column) {
+  if (column === 'slowest') return spread('nothing');
+  return column === 'failed' && scenario === 'post' ? spread('post') : 0;
+}
+
+const spread = (scenario) =>
+  isComplete ? Math.max(...repeated[scenario]) - Math.min(...repeated[scenario]) : 0;
 
 function summary() {
   const head = ['client', ...scenarios.map((scenario) => SCENARIOS[scenario].title)];
@@ -81,8 +115,8 @@ function summary() {
 }
 
 function summaryCell(scenario, client) {
-  const { twice } = results[scenario][client];
-  return cell(scenario, 'failed', client) + (twice ? ` (${twice} stored twice)` : '');
+  const { sentTwice } = results[scenario][client];
+  return cell(scenario, 'failed', client) + (sentTwice ? ` (${sentTwice} sent twice)` : '');
 }
 
 function section(scenario) {
@@ -113,6 +147,12 @@ async function versions() {
   ].join(', ');
 }
 
+function chanceText() {
+  if (!isComplete) return 'this was not measured, because this is not a complete run.';
+  const texts = (scenario, text) => repeated[scenario].map(text).join(', ');
+  return `in ${REPEATED.times} measurements of ${REPEATED.client}, the slowest request took ${texts('nothing', ms)} ms when nothing happened, and ${texts('post', String)} POSTs failed. So "slowest" may differ by ${ms(spread('nothing'))} ms, and the number of failed POSTs by ${spread('post')}.`;
+}
+
 async function report() {
   return `# next-hop and other clients while api2 fails
 
@@ -120,7 +160,9 @@ ${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().le
 
 A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; 200 requests per second come from the host, whatever the responses are. Each scenario starts with a new caller, which gets requests for at least two seconds before the measurement. Where one replica of three fails, it is the one that got the most of these requests: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
 
-A request failed if it had no complete 2xx response within the deadline of 2 s (and 0.1 s for the measurement). Clients with a timeout for each attempt have one of 650 ms and two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 received for each request of the load. Times are in milliseconds, measured by the load generator. The best figures are in bold.
+A request failed if it had no complete 2xx response within the deadline of 2 s (and 0.1 s for the measurement). Clients with a timeout for each attempt have one of 650 ms and two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 received for each request of the load. Times are in milliseconds, measured by the load generator.
+
+The best figures are in bold. A request that failed has no response time, so times are compared among the clients with the fewest failures. Figures that differ by chance count as equal: ${chanceText()}
 
 ## Failed requests
 
@@ -130,7 +172,6 @@ ${scenarios.map(section).join('\n\n')}
 `;
 }
 
-const isComplete = process.env.CLIENTS === undefined && process.env.SCENARIOS === undefined;
 for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => down().finally(() => process.exit(1)));
 try {
   await down();

@@ -19,11 +19,13 @@ export async function docker(...args) {
 }
 
 /** Runs `docker compose` for the stack, with the caller using `client`, and resolves to its output. */
-export async function compose(client, ...args) {
+export const compose = (client, ...args) => composeWith({ CLIENT: client }, ...args);
+
+async function composeWith(variables, ...args) {
   const files = ['-f', 'docker-compose.yml', '-f', 'bench/fire/docker-compose.yml'];
   const { stdout } = await run('docker', ['compose', ...files, '-p', PROJECT, ...args], {
     cwd: new URL('../..', import.meta.url),
-    env: { ...process.env, CLIENT: client, FIRE_PUBLISH: PUBLISH },
+    env: { ...process.env, FIRE_PUBLISH: PUBLISH, ...variables },
     maxBuffer: 2 ** 28,
   });
   return stdout.trim();
@@ -69,10 +71,21 @@ export async function withReplicas(count) {
 
 const frontServices = (client) => (client === 'haproxy' ? ['caller', 'haproxy'] : ['caller']);
 
-/** Starts a new caller, so that nothing that a client learned affects the next scenario. */
-export async function restartCaller(client) {
+/**
+ * Starts a new caller, so that nothing that a client learned affects the next scenario.
+ * @param countsSends whether it reports the books that it sends more than once, which takes CPU time
+ */
+export async function restartCaller(client, countsSends) {
   if (client !== 'haproxy') await compose(client, 'rm', '--stop', '--force', 'haproxy');
-  await compose(client, 'up', '--detach', '--force-recreate', '--no-deps', ...frontServices(client));
+  const variables = { CLIENT: client, CALLER_NODE_OPTIONS: countsSends ? '--import=./count-sends.js' : '' };
+  const services = frontServices(client);
+  await composeWith(variables, 'up', '--detach', '--force-recreate', '--no-deps', ...services);
+}
+
+/** The number of books that the caller has sent more than once. */
+export async function sentTwice() {
+  const log = await docker('logs', `${PROJECT}-caller-1`);
+  return log.split('\n').filter((line) => line.startsWith('sent twice: ')).length;
 }
 
 /** Sets the fault of a replica, as services/api2/fault-command.ts describes it. */
