@@ -320,19 +320,29 @@ test('a log that is not read uses bounded memory, and reports the number of drop
   expect(dropped[0].lines).toBeGreaterThan(10_000);
 });
 
-test('a process whose last log lines are not read exits when the reader of its log ends', async () => {
-  const script = `
-    const log = require('./dist/chassis/telemetry/logger').createLogger('api', { logLevel: 'info', logFormat: 'json' });
+test.each([
+  ['while a write is in flight', `log(1000); process.exit(3)`],
+  // This reader buffers some data, so the pipe must be filled more than once.
+  [
+    'while no write is in flight',
+    `fillPipe(); setTimeout(fillPipe, 200); setTimeout(() => { log(5); process.exit(3); }, 400)`,
+  ],
+])(
+  'a process that exits %s waits for the reader of its log, and exits when the reader closes it',
+  async (_, exit) => {
+    const script = `
+    const logger = require('./dist/chassis/telemetry/logger').createLogger('api', { logLevel: 'info', logFormat: 'json' });
     const text = 'x'.repeat(1000);
-    for (let i = 0; i < 1000; i++) log.info({ text }, 'line');
-    process.exit(3);
+    const log = (lines) => { for (let i = 0; i < lines; i++) logger.info({ text }, 'line'); };
+    const fillPipe = () => { try { for (;;) require('node:fs').writeSync(1, text); } catch {} };
+    ${exit};
   `;
-  const child = spawn(process.execPath, ['-e', script], { stdio: ['ignore', 'pipe', 'inherit'] });
-  // The process waits until this reader reads or ends.
-  await sleep(500);
-  expect(child.exitCode).toBeNull();
-  child.stdout.destroy();
-  const killTimer = setTimeout(() => child.kill('SIGKILL'), 3000);
-  expect(await once(child, 'exit')).toEqual([3, null]);
-  clearTimeout(killTimer);
-});
+    const child = spawn(process.execPath, ['-e', script], { stdio: ['ignore', 'pipe', 'inherit'] });
+    await sleep(1000);
+    expect(child.exitCode).toBeNull();
+    child.stdout.destroy();
+    const killTimer = setTimeout(() => child.kill('SIGKILL'), 3000);
+    expect(await once(child, 'exit')).toEqual([3, null]);
+    clearTimeout(killTimer);
+  },
+);

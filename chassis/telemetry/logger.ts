@@ -51,7 +51,8 @@ function bufferedOutput(onDropped: (lines: number) => void): DestinationStream {
     if (droppedLines > 0) onDropped(droppedLines);
     droppedLines = 0;
   };
-  // Not `pino.destination`: pino's version of sonic-boom never exits if the reader ends during the last flush.
+  // Not `pino.destination`: with pino's version of sonic-boom, the process never exits if the reader closes the log
+  // during the last flush.
   const output = new SonicBoom({
     fd: process.stdout.fd,
     sync: false,
@@ -65,14 +66,14 @@ function bufferedOutput(onDropped: (lines: number) => void): DestinationStream {
     hasReader = false;
   });
   process.once('exit', () => {
-    // The last lines say why the process exits: drop none of them, and write synchronously.
-    Object.assign(output, { maxLength: 0, sync: true });
+    // The last lines say why the process exits, so none are dropped. Until `flushSync`, they are only queued.
+    Object.assign(output, { maxLength: 0, minLength: Number.POSITIVE_INFINITY });
     reportDropped();
     flush();
     try {
       if (hasReader) output.flushSync();
     } catch {
-      // The reader has ended.
+      // The log cannot be written: its reader has closed it, or the disk is full.
     }
   });
   output.on('drop', (chunk) => {
