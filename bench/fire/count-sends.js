@@ -1,5 +1,5 @@
-// Loaded into the caller before its code, for POST requests. Prints each book that the caller sends more than once,
-// whatever client it uses: all of them write to net.Socket in the end.
+// Loaded into the caller before its code. Prints each book whose POST is written to a connection more than once. This
+// works for every client, because all of them write to `net.Socket`.
 import { Socket } from 'node:net';
 
 const sends = new Map();
@@ -7,8 +7,8 @@ const write = Socket.prototype._writeGeneric;
 
 // Node calls this again with the same data when the connection is established.
 Socket.prototype._writeGeneric = function (isList, data, ...rest) {
-  const isRequest = !this.server;
-  if (isRequest && !this.connecting)
+  const isOutgoing = !this.server;
+  if (isOutgoing && !this.connecting && !this.destroyed)
     for (const item of isList ? data : [data]) countSend(String(item.chunk ?? item));
   return write.call(this, isList, data, ...rest);
 };

@@ -29,10 +29,10 @@ const FORMATS = {
   cpu: (value) => value.toFixed(2),
 };
 const WRONG_RESULTS = ['sentTwice', 'storedTwice', 'missing'];
-// How far a figure is from the best possible one. Everywhere else, lower is better.
-const BADNESS = { share: (value) => Math.abs(value - 2 / 3) };
-// Measured several times to see by how much the figures of one client differ. The differences in the other scenarios can
-// only be larger, because Docker starts and stops containers at the same time.
+// How far a figure is from the ideal one. Everywhere else, that is the figure itself.
+const DISTANCE = { share: (value) => Math.abs(value - 2 / 3) };
+// Measured several times, to see by how much the figures of one client differ. In the other scenarios they differ at
+// least as much, because Docker starts and stops containers at the same time.
 const REPEATED = { client: 'fetch', times: 5, columns: { nothing: 'slowest', post: 'failed' } };
 // Fewer requests can mean that some never reached api2, so a low number is no advantage.
 const NOT_RANKED = new Set(['requests']);
@@ -43,6 +43,8 @@ const clients = selected('CLIENTS', CLIENTS);
 const scenarios = selected('SCENARIOS', SCENARIOS);
 const results = Object.fromEntries(scenarios.map((scenario) => [scenario, {}]));
 const repeated = {};
+/** Measurements that failed and were repeated. */
+const discarded = [];
 
 async function measureAll() {
   await compose('', 'build', 'api2', 'caller');
@@ -61,9 +63,12 @@ async function measure(client, scenario) {
   // A Docker command can fail on a busy engine. That must not end a run of 20 minutes.
   const { samples, ...figures } = await run().catch((error) => {
     process.stdout.write(`${client}, ${scenario}: repeated after an error: ${error.message}\n`);
+    discarded.push(`${CLIENTS[client]}, ${SCENARIOS[scenario].title}`);
     return run();
   });
-  const texts = Object.entries(figures).map(([column, value]) => `${column} ${textOf(column, value)}`);
+  const texts = Object.entries(figures)
+    .filter(([, value]) => value !== undefined)
+    .map(([column, value]) => `${column} ${textOf(column, value)}`);
   process.stdout.write(`${client}, ${scenario}: ${texts.join(', ')}\n`);
   return figures;
 }
@@ -82,22 +87,24 @@ function cell(scenario, column, client) {
   return bestClients(scenario, column).has(client) ? `**${text}**` : text;
 }
 
-/** The clients whose figure is the best, or differs from it by no more than those of one client do. */
+/** The clients whose figure is the best, or differs from it by no more than repeated measurements of one client. */
 function bestClients(scenario, column) {
   if (NOT_RANKED.has(column)) return new Set();
-  const isRight = (client) => WRONG_RESULTS.every((wrong) => !results[scenario][client][wrong]);
-  let ranked = clients;
-  if (column === 'failed') ranked = clients.filter(isRight);
+  const hasNoWrongResults = (client) => WRONG_RESULTS.every((wrong) => !results[scenario][client][wrong]);
+  let ranked = clients.filter((client) => results[scenario][client][column] !== undefined);
+  if (column === 'failed') ranked = ranked.filter(hasNoWrongResults);
   // A request that failed has no response time, so times are only compared among clients with the fewest failures.
   else if (!WRONG_RESULTS.includes(column)) ranked = [...bestClients(scenario, 'failed')];
-  const badness = (client) => (BADNESS[column] ?? Number)(results[scenario][client][column]);
-  const best = Math.min(...ranked.map(badness)) + chance(scenario, column);
-  const isBest = (client) => badness(client) <= best;
-  return new Set(ranked.filter(isBest));
+  const distance = (client) => (DISTANCE[column] ?? Number)(results[scenario][client][column]);
+  const text = (client) => textOf(column, results[scenario][client][column]);
+  const best = ranked.toSorted((a, b) => distance(a) - distance(b))[0];
+  const limit = distance(best) + tolerance(scenario, column);
+  // Figures that look the same are equally good.
+  return new Set(ranked.filter((client) => distance(client) <= limit || text(client) === text(best)));
 }
 
-/** By how much the figures of one client differ without a reason. */
-function chance(scenario, column) {
+/** The difference between repeated measurements of one client. */
+function tolerance(scenario, column) {
   if (column === 'slowest') return spread('nothing');
   return column === 'failed' && scenario === 'post' ? spread('post') : 0;
 }
@@ -115,8 +122,11 @@ function summary() {
 }
 
 function summaryCell(scenario, client) {
-  const { sentTwice } = results[scenario][client];
-  return cell(scenario, 'failed', client) + (sentTwice ? ` (${sentTwice} sent twice)` : '');
+  const { columns = {} } = SCENARIOS[scenario];
+  const wrong = WRONG_RESULTS.filter((column) => results[scenario][client][column])
+    .map((column) => ` (${results[scenario][client][column]} ${columns[column]})`)
+    .join('');
+  return cell(scenario, 'failed', client) + wrong;
 }
 
 function section(scenario) {
@@ -147,10 +157,15 @@ async function versions() {
   ].join(', ');
 }
 
-function chanceText() {
-  if (!isComplete) return 'this was not measured, because this is not a complete run.';
+function toleranceText() {
+  if (!isComplete) return 'The variation is measured only in a complete run.';
   const texts = (scenario, text) => repeated[scenario].map(text).join(', ');
-  return `in ${REPEATED.times} measurements of ${REPEATED.client}, the slowest request took ${texts('nothing', ms)} ms when nothing happened, and ${texts('post', String)} POSTs failed. So "slowest" may differ by ${ms(spread('nothing'))} ms, and the number of failed POSTs by ${spread('post')}.`;
+  return `In ${REPEATED.times} measurements of ${REPEATED.client}, the slowest request took ${texts('nothing', ms)} ms while nothing happened, and ${texts('post', String)} POSTs failed. Differences of up to ${ms(spread('nothing'))} ms in "slowest" and of up to ${spread('post')} failed POSTs are within this variation, so such figures count as equal.`;
+}
+
+function discardedText() {
+  if (discarded.length === 0) return '';
+  return ` These measurements were repeated after an error of Docker or the load generator: ${discarded.join('; ')}.`;
 }
 
 async function report() {
@@ -162,7 +177,7 @@ A small service, the caller, sends a request to api2 for each request that it ge
 
 A request failed if it had no complete 2xx response within the deadline of 2 s (and 0.1 s for the measurement). Clients with a timeout for each attempt have one of 650 ms and two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 received for each request of the load. Times are in milliseconds, measured by the load generator.
 
-The best figures are in bold. A request that failed has no response time, so times are compared among the clients with the fewest failures. Figures that differ by chance count as equal: ${chanceText()}
+Each cell is one measurement. The best figures are in bold. A request that failed has no response time, so times are compared only among the clients whose number of failures is in bold. ${toleranceText()}${discardedText()}
 
 ## Failed requests
 

@@ -114,8 +114,9 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
   onRequestStart(controller: Dispatcher.DispatchController) {
     this.controller = controller;
     if (this.wasEndpointBusy) this.queuedMs = performance.now() - this.startedMs;
-    if (this.isCancelled) controller.abort(CANCELLED);
-    else if (this.wasEndpointBusy) this.exchange.leftQueue();
+    // Unlike `abort`, this leaves the connection open for other requests.
+    if (this.isCancelled) throw CANCELLED;
+    if (this.wasEndpointBusy) this.exchange.leftQueue();
   }
 
   onResponseStart(

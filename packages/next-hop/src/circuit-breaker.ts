@@ -1,7 +1,7 @@
 export type CircuitState = 'closed' | 'half-open' | 'open';
 
 /**
- * `probe`: its result decides whether the circuit closes. `check`: it may start only if a connection can be established.
+ * `probe`: its result decides whether the circuit closes. `check`: it must wait for a connection check and then ask again.
  */
 export type Admission = 'pass' | 'probe' | 'check' | 'rejected';
 
@@ -9,13 +9,13 @@ const WINDOW = 32;
 const MIN_RECORDED = 16;
 const STALE_AFTER_MS = 10_000;
 const PROBE_AFTER_MS = 1000;
-// A single refused connection may be that of one replica that restarts.
-const MIN_UNCONNECTED_FOR_CHECKS = 8;
+// A few refused connections may come from one replica that is restarting.
+const MIN_CONNECT_FAILURES_FOR_CHECKS = 8;
 
 /**
  * Opens when most of the recent exchanges failed, lets one probe through after a second, and closes when that
- * succeeds. If it opened because no connection could be established, there is no probe: all exchanges are let through
- * as soon as there is a connection, and the first result decides. Times are milliseconds of one monotonic clock.
+ * succeeds. If it opened because no connection could be established, it instead waits for one, and then lets as many
+ * probes through as there may be connections; the first result decides. Times are milliseconds of one monotonic clock.
  */
 export class CircuitBreaker {
   state: CircuitState = 'closed';
@@ -25,51 +25,59 @@ export class CircuitBreaker {
   private lastRecordMs = 0;
   private probeAtMs = 0;
   /** Whether it opened because no connection could be established. */
-  private isUnconnected = false;
+  private waitsForConnection = false;
   /** The number of exchanges in a row that failed because no connection could be established. */
-  private unconnected = 0;
+  private connectFailures = 0;
   private openedMs = Number.NEGATIVE_INFINITY;
+  /** The probes that have not ended. */
+  private probes = 0;
 
   /**
-   * @param canCheck whether connections can be checked without a request
+   * @param maxProbes how many probes may be in flight after a connection was established; if 0, connections cannot be
+   *   checked without a request
    */
   constructor(
     private readonly onChange: (state: CircuitState) => void = () => {},
-    private readonly canCheck = true,
+    private readonly maxProbes = 0,
   ) {}
 
-  /** Whether an exchange may start now. With `pass` or `probe`, it must end in `record` or `cancel`. */
+  /** Whether an exchange may start now. Unless it is rejected or has to wait, it must end in `record` or `cancel`. */
   admit(nowMs: number): Admission {
     if (this.state === 'closed') return 'pass';
-    if (this.state === 'half-open') return this.isUnconnected ? 'probe' : 'rejected';
-    if (this.isUnconnected) return 'check';
-    if (nowMs < this.probeAtMs) return 'rejected';
-    this.setState('half-open');
+    if (this.state === 'open') {
+      if (this.waitsForConnection) return 'check';
+      if (nowMs < this.probeAtMs) return 'rejected';
+      this.setState('half-open');
+    }
+    if (this.probes >= (this.waitsForConnection ? this.maxProbes : 1)) return 'rejected';
+    this.probes++;
     return 'probe';
   }
 
-  /** Called when a connection was established by a check. One that started before the circuit opened does not count. */
+  /** Called when a connection check succeeds. One that started before the circuit opened does not count. */
   connected(startedMs: number) {
-    if (this.state === 'open' && startedMs >= this.openedMs) this.setState('half-open');
+    if (this.state === 'open' && this.waitsForConnection && startedMs >= this.openedMs)
+      this.setState('half-open');
   }
 
   /**
    * Records how an admitted exchange ended. Exchanges that started before the circuit opened no longer count.
    * @param hadConnection false if the exchange failed because no connection could be established
-   * @param startedMs when it was admitted
+   * @param admittedMs when it was admitted
    */
-  record(admission: Admission, failed: boolean, nowMs: number, hadConnection = true, startedMs = nowMs) {
-    if (startedMs < this.openedMs) return;
-    this.unconnected = hadConnection ? 0 : this.unconnected + 1;
+  record(admission: Admission, failed: boolean, nowMs: number, hadConnection = true, admittedMs = nowMs) {
+    if (admittedMs < this.openedMs || admission === 'check' || admission === 'rejected') return;
+    this.connectFailures = hadConnection ? 0 : this.connectFailures + 1;
     if (this.state === 'closed') this.count(failed, nowMs);
     else if (admission === 'probe' && failed) this.open(nowMs, !hadConnection);
     else if (admission === 'probe') this.setState('closed');
   }
 
-  /** Ends an admitted exchange without a result. If it was the probe, the next exchange becomes the probe. */
-  cancel(admission: Admission, startedMs: number) {
-    if (this.isUnconnected || startedMs < this.openedMs) return;
-    if (admission === 'probe' && this.state === 'half-open') this.setState('open');
+  /** Ends an admitted exchange without a result. If it was the only probe, the next exchange may become one. */
+  cancel(admission: Admission, admittedMs: number) {
+    if (admission !== 'probe' || admittedMs < this.openedMs) return;
+    this.probes--;
+    if (this.probes === 0 && this.state === 'half-open') this.setState('open');
   }
 
   private count(failed: boolean, nowMs: number) {
@@ -80,13 +88,14 @@ export class CircuitBreaker {
     this.failed[slot] = Number(failed);
     const inWindow = Math.min(this.recorded, WINDOW);
     if (failed && inWindow >= MIN_RECORDED && this.failures > inWindow / 2)
-      this.open(nowMs, this.unconnected >= MIN_UNCONNECTED_FOR_CHECKS);
+      this.open(nowMs, this.connectFailures >= MIN_CONNECT_FAILURES_FOR_CHECKS);
   }
 
   private open(nowMs: number, isUnconnected: boolean) {
     this.openedMs = nowMs;
     this.probeAtMs = nowMs + PROBE_AFTER_MS;
-    this.isUnconnected = isUnconnected && this.canCheck;
+    this.waitsForConnection = isUnconnected && this.maxProbes > 0;
+    this.probes = 0;
     this.reset();
     this.setState('open');
   }

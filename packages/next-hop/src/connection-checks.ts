@@ -1,44 +1,51 @@
-import type { Socket } from 'node:net';
-import { type buildConnector, errors } from 'undici';
+import { errors } from 'undici';
 import type { Endpoint } from './endpoint';
 
 const MAX_ADDRESSES = 3;
 const MAX_WAIT_MS = 25;
+/** Between two checks of an address that refuses connections. */
 const MIN_INTERVAL_MS = 4;
+const SHORT_TIMEOUT_MS = 100;
 
-/** A connector of undici that returns its socket. A custom one may not. */
-export type Connector = (...args: Parameters<buildConnector.connector>) => Socket | undefined;
+/** Opens a connection to an address, and calls `callback` with an error or, after it has closed the connection, null. */
+export type TryToConnect = (
+  address: string,
+  timeoutMs: number,
+  callback: (error: Error | null) => void,
+) => void;
 
 interface Check {
   readonly startedMs: number;
-  readonly isConnected: Promise<void>;
+  readonly connected: Promise<void>;
   hasEnded: boolean;
 }
 
 /**
  * Finds out whether connections can be established: to the next hop while its circuit is open because none could, and to
- * addresses that are added. A check opens a connection and closes it without a request. Requests share the checks, so
- * that an address that refuses connections gets at most one every 4 ms, and one that does not answer one every 25 ms.
+ * addresses that were added. A check opens a connection and closes it without a request. Requests share checks: at most
+ * one starts every 4 ms for an address that refuses connections, and every 25 ms for one that does not respond.
  */
 export class ConnectionChecks {
   private readonly latest = new WeakMap<Endpoint, Check>();
-  private readonly connecting = new Set<Socket | undefined>();
+  /** The endpoints with a check that lasts as long as a connection attempt may. Others are shorter, so that few hang. */
+  private readonly longChecked = new WeakSet<Endpoint>();
 
   constructor(
-    private readonly origin: URL,
-    private readonly connect: Connector,
-    /** Called when an endpoint has accepted a connection, even if no request waits for it any more. */
-    private readonly onConnected: (endpoint: Endpoint, startedMs: number) => void,
+    private readonly tryToConnect: TryToConnect,
+    private readonly connectTimeoutMs: number,
+    /** Called when an address has accepted a connection, even if no request waits for it any more. */
+    private readonly onConnected: (address: string, startedMs: number) => void,
   ) {}
 
   /**
    * Resolves when one of the first three of `endpoints` accepts a connection.
-   * @throws {Error} when all have refused, or after 25 ms
+   * @throws {Error} if all checks fail, or after 25 ms, or after `timeoutMs` if that is shorter
    */
-  async waitForConnection(endpoints: readonly Endpoint[]) {
+  async waitForConnection(endpoints: readonly Endpoint[], timeoutMs: number) {
     const { promise: timeout, reject } = Promise.withResolvers<never>();
-    const giveUp = () => reject(new errors.ConnectTimeoutError(`no connection within ${MAX_WAIT_MS} ms`));
-    const timer = setTimeout(giveUp, MAX_WAIT_MS);
+    const waitMs = Math.min(MAX_WAIT_MS, timeoutMs);
+    const giveUp = () => reject(new errors.ConnectTimeoutError(`no connection within ${waitMs} ms`));
+    const timer = setTimeout(giveUp, waitMs);
     const checks = endpoints.slice(0, MAX_ADDRESSES).map((endpoint) => this.startOrJoin(endpoint));
     try {
       await Promise.race([Promise.any(checks), timeout]);
@@ -54,34 +61,30 @@ export class ConnectionChecks {
     this.startOrJoin(endpoint).catch(() => {});
   }
 
-  /** Cancels all checks. */
-  close() {
-    for (const socket of this.connecting) socket?.destroy(new errors.ClientDestroyedError());
-  }
-
   private startOrJoin(endpoint: Endpoint): Promise<void> {
     const nowMs = performance.now();
     const latest = this.latest.get(endpoint);
     const intervalMs = latest?.hasEnded ? MIN_INTERVAL_MS : MAX_WAIT_MS;
-    const isRecent = latest !== undefined && nowMs - latest.startedMs < intervalMs;
-    return isRecent ? latest.isConnected : this.start(endpoint, nowMs);
+    const canJoin = latest !== undefined && nowMs - latest.startedMs < intervalMs;
+    return canJoin ? latest.connected : this.start(endpoint, nowMs);
   }
 
   private start(endpoint: Endpoint, startedMs: number) {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const check: Check = { startedMs, isConnected: promise, hasEnded: false };
+    const check: Check = { startedMs, connected: promise, hasEnded: false };
     this.latest.set(endpoint, check);
-    const { host, protocol, port } = this.origin;
-    let connecting: Socket | undefined;
-    connecting = this.connect({ hostname: endpoint.address, host, protocol, port }, (error, socket) => {
+    const isLong = !this.longChecked.has(endpoint);
+    if (isLong) this.longChecked.add(endpoint);
+    const timeoutMs = isLong ? this.connectTimeoutMs : Math.min(SHORT_TIMEOUT_MS, this.connectTimeoutMs);
+    this.tryToConnect(endpoint.address, timeoutMs, (error) => {
       check.hasEnded = true;
-      this.connecting.delete(connecting);
-      socket?.destroy();
+      if (isLong) this.longChecked.delete(endpoint);
       if (error !== null) return reject(error);
-      this.onConnected(endpoint, startedMs);
+      // A later request must not rely on it.
+      this.latest.delete(endpoint);
+      this.onConnected(endpoint.address, startedMs);
       resolve();
     });
-    if (!check.hasEnded) this.connecting.add(connecting);
     return promise;
   }
 }

@@ -20,10 +20,10 @@ export interface EndpointPoolOptions {
   /** Returns a dispatcher with at most `connections` connections to one address; none is opened before it is needed. */
   open: (address: LookupAddress, connections: number) => Dispatcher;
   /**
-   * Called with an endpoint that was added to others. It gets no requests until its `readmit` is called or a second has
-   * passed, because a new address may not accept connections yet. Without it, new endpoints get requests immediately.
+   * Called at each lookup with the endpoints that were added to others and have not accepted a connection yet. They are
+   * ejected until `readmit` is called or a probe succeeds. Without it, new endpoints get requests immediately.
    */
-  onAdded?: ((endpoint: Endpoint) => void) | undefined;
+  checkConnection?: ((endpoint: Endpoint) => void) | undefined;
   lookup?: Lookup | undefined;
   /** How often the name is resolved again. */
   lookupIntervalMs?: number | undefined;
@@ -66,8 +66,8 @@ export class EndpointPool {
     return best;
   }
 
-  /** Returns all endpoints, whatever their state, beginning with the next one in turn. */
-  inTurn(): Endpoint[] {
+  /** Returns all endpoints, whatever their state, each time starting with another one. */
+  rotated(): Endpoint[] {
     this.next();
     return [...this.endpoints.slice(this.lastChosen), ...this.endpoints.slice(0, this.lastChosen)];
   }
@@ -76,6 +76,11 @@ export class EndpointPool {
   dueForProbe(nowMs: number): Endpoint | undefined {
     const due = this.endpoints.find((endpoint) => endpoint.isDueForProbe(nowMs));
     return this.endpoints.some((endpoint) => endpoint !== due && !endpoint.isEjected) ? due : undefined;
+  }
+
+  /** Ends the ejection of an address that has accepted a connection. */
+  readmit(address: string) {
+    this.endpoints.find((endpoint) => endpoint.address === address)?.readmit();
   }
 
   /** Records a failure of `endpoint`, or a response with 502, 503 or 504. */
@@ -165,7 +170,7 @@ export class EndpointPool {
       this.lastApplied = number;
       this.replace(found);
     } catch (error) {
-      this.lookupError = error;
+      if (number > this.lastApplied) this.lookupError = error;
       throw error;
     }
   }
@@ -178,17 +183,18 @@ export class EndpointPool {
     this.endpoints = used.map((address) =>
       this.keepOrOpen(previous.get(address.address), address, maxConnections),
     );
-    if (previous.size > 0)
-      for (const endpoint of this.endpoints) if (!previous.has(endpoint.address)) this.added(endpoint);
+    if (previous.size > 0) this.checkNew(previous);
     const kept = new Set(this.endpoints);
     for (const endpoint of previous.values()) if (!kept.has(endpoint)) this.retire(endpoint);
   }
 
-  private added(endpoint: Endpoint) {
-    const { onAdded } = this.options;
-    if (onAdded === undefined) return;
-    endpoint.awaitConnection(performance.now());
-    onAdded(endpoint);
+  private checkNew(previous: ReadonlyMap<string, Endpoint>) {
+    const { checkConnection } = this.options;
+    if (checkConnection === undefined) return;
+    for (const endpoint of this.endpoints) {
+      if (!previous.has(endpoint.address)) endpoint.awaitConnection(performance.now());
+      if (endpoint.awaitsConnection) checkConnection(endpoint);
+    }
   }
 
   private retire(endpoint: Endpoint) {

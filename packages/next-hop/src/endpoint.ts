@@ -19,6 +19,8 @@ export class Endpoint {
   readonly newConnections: Dispatcher;
   inFlight = 0;
   isEjected = false;
+  /** Whether it is new and ejected because it may not accept connections yet. */
+  awaitsConnection = false;
   private suspicions = 0;
   private consecutiveFailures = 0;
   // The last 20 outcomes, one bit each; 1 is a failure.
@@ -79,14 +81,15 @@ export class Endpoint {
     this.ejectionMs = FIRST_EJECTION_MS;
   }
 
-  /** Gives the endpoint no requests for a second, until it is known to accept connections. */
+  /** Ejects a new endpoint until a connection check or a probe succeeds. */
   awaitConnection(nowMs: number) {
+    this.awaitsConnection = true;
     this.isEjected = true;
     this.probeAtMs = nowMs + FIRST_EJECTION_MS;
   }
 
-  /** Called when the endpoint has accepted a connection. */
   readmit() {
+    this.awaitsConnection = false;
     this.isEjected = false;
     this.probeAtMs = 0;
   }
@@ -137,6 +140,7 @@ export class Endpoint {
 
   private inherit(previous: Endpoint) {
     this.isEjected = previous.isEjected;
+    this.awaitsConnection = previous.awaitsConnection;
     this.ejectionMs = previous.ejectionMs;
     this.probeAtMs = Math.min(previous.probeAtMs, performance.now() + previous.ejectionMs);
   }

@@ -53,6 +53,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   private hasEnded = false;
   private bodyStream: Readable | undefined;
   private admission: Admission = 'rejected';
+  private admittedMs = this.startedMs;
   private timer: NodeJS.Timeout | undefined;
   // If the deadline passes before the first attempt, the lookup has not finished.
   private lastCode: NextHopErrorCode = 'dns_timeout';
@@ -97,8 +98,10 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.hasEnded) return;
     this.hop.budget.deposit(this.startedMs);
     this.admission = this.hop.breaker.admit(this.startedMs);
-    if (this.admission === 'pass' || this.admission === 'probe') this.sendFirst(this.timeoutMs);
-    else this.whileCircuitIsOpen();
+    if (this.admission === 'pass' || this.admission === 'probe') return this.sendFirst(this.timeoutMs);
+    this.hop.endpoints.refresh();
+    if (this.admission === 'rejected') return this.fail('destination_unavailable');
+    this.sendAfterConnectionCheck().catch((error) => this.abort(error));
   }
 
   /** Cancels the exchange. If `reason` is a `NextHopError`, the response is unusable, which counts as a failure. */
@@ -107,8 +110,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.aborted = true;
     this.reason = reason ?? new errors.RequestAbortedError();
     const isFailure = this.reason instanceof NextHopError;
-    if (isFailure) this.hop.breaker.record(this.admission, true, performance.now(), true, this.startedMs);
-    else this.hop.breaker.cancel(this.admission, this.startedMs);
+    if (isFailure) this.hop.breaker.record(this.admission, true, performance.now(), true, this.admittedMs);
+    else this.hop.breaker.cancel(this.admission, this.admittedMs);
     this.end(isFailure ? (this.reason as NextHopError) : undefined, !isFailure);
     // A handler may abort in one of its callbacks, which must return before the next one is called.
     queueMicrotask(() => this.reportError(this.reason as Error));
@@ -151,7 +154,9 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   expire() {
     // An attempt that was sent says more about the next hop than one that is still queued.
     const late = this.inFlight.find((attempt) => !attempt.isQueued) ?? this.inFlight[0];
-    const code = late?.timeoutCode() ?? this.lastCode;
+    // If an earlier attempt could not connect, this one waits because others can't connect either.
+    const isUnconnected = late?.isQueued && this.attempts > 1 && NO_CONNECTION.has(this.lastCode);
+    const code = late === undefined || isUnconnected ? this.lastCode : late.timeoutCode();
     // If the handler has paused the response, the caller is slow, not the next hop.
     if (this.paused && this.winner !== undefined) return this.reject(new NextHopError(code, this.hop.name));
     if (code === 'http_response_timeout' && late !== undefined)
@@ -210,7 +215,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (!isGatewayError(attempt.statusCode as number)) attempt.endpoint.succeeded();
     if (this.hasEnded) return;
     this.inFlight.length = 0;
-    this.hop.breaker.record(this.admission, false, performance.now(), true, this.startedMs);
+    this.hop.breaker.record(this.admission, false, performance.now(), true, this.admittedMs);
     this.end();
     try {
       this.handler.onResponseEnd?.(this, trailers);
@@ -256,19 +261,17 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.request.allowProbe !== false && !this.hasEnded) this.sendProbe();
   }
 
-  /** Fails, unless the circuit is open because of missing connections and one can be established now. */
-  private async whileCircuitIsOpen() {
+  private async sendAfterConnectionCheck() {
     const { breaker, checks, endpoints } = this.hop;
-    endpoints.refresh();
-    if (this.admission === 'rejected') return this.fail('destination_unavailable');
     try {
-      await checks.waitForConnection(endpoints.inTurn());
+      await checks.waitForConnection(endpoints.rotated(), this.timeoutMs);
     } catch (error) {
       return this.fail('destination_unavailable', error ?? endpoints.lookupError);
     }
     if (this.hasEnded) return;
-    this.admission = breaker.admit(performance.now());
-    if (this.admission === 'pass' || this.admission === 'probe') this.sendFirst(this.leftMs());
+    this.admittedMs = performance.now();
+    this.admission = breaker.admit(this.admittedMs);
+    if (this.admission === 'pass' || this.admission === 'probe') this.sendFirst(Math.max(0, this.leftMs()));
     else this.fail('destination_unavailable');
   }
 
@@ -397,14 +400,14 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   private fail(code: NextHopErrorCode, cause?: unknown) {
     if (this.hasEnded) return;
     // Reaching the connection limit says nothing about the health of the next hop.
-    if (code === 'connection_limit_reached') this.hop.breaker.cancel(this.admission, this.startedMs);
-    else if (this.admission === 'pass' || this.admission === 'probe')
+    if (code === 'connection_limit_reached') this.hop.breaker.cancel(this.admission, this.admittedMs);
+    else
       this.hop.breaker.record(
         this.admission,
         true,
         performance.now(),
         !NO_CONNECTION.has(code),
-        this.startedMs,
+        this.admittedMs,
       );
     const error = new NextHopError(code, this.hop.name, { cause, statusCode: this.statusCode });
     this.end(error);
@@ -414,7 +417,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   /** Ends the exchange with an error that says nothing about the next hop. */
   reject(error: Error) {
     if (this.hasEnded) return;
-    this.hop.breaker.cancel(this.admission, this.startedMs);
+    this.hop.breaker.cancel(this.admission, this.admittedMs);
     this.end(undefined, true);
     this.reportError(error);
   }
@@ -422,9 +425,9 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   private end(error?: NextHopError, isCancelled = false) {
     this.hasEnded = true;
     clearTimeout(this.timer);
+    // undici destroys the body of a request that it sends. This one is never sent.
+    if (this.attempts === 0 || this.inFlight.some(({ wasSent }) => !wasSent)) this.bodyStream?.destroy();
     for (const attempt of this.inFlight) attempt.cancel(error?.code);
-    // undici destroys the body of a request that it received. This one was never sent.
-    if (this.attempts === 0) this.bodyStream?.destroy();
     this.hop.observer.exchangeEnded?.(this, error, isCancelled);
     this.hop.active.delete(this);
     if (this.hop.active.size === 0) this.hop.onIdle?.();

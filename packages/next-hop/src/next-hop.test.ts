@@ -501,6 +501,19 @@ describe('edge cases', () => {
     expect(body.destroyed).toBe(true);
   });
 
+  test('a streamed body is destroyed if its request times out while it waits for a connection', async () => {
+    const server = await httpUpstream(() => {});
+    cleanups.push(() => server.close());
+    const hop = clientOf(server.origin, { connections: 1, timeoutMs: 300 });
+    const first = hop.get('/').catch(() => {});
+    const body = new PassThrough();
+    await expect(hop.request({ method: 'POST', path: '/', body })).rejects.toMatchObject({
+      code: 'connection_limit_reached',
+    });
+    expect(body.destroyed).toBe(true);
+    await first;
+  });
+
   test('a request uses the addresses of a later lookup if its own lookup fails', async () => {
     const server = await httpUpstream((_req, res) => void res.end('ok'));
     cleanups.push(() => server.close());

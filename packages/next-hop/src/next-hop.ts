@@ -1,8 +1,8 @@
 import type { LookupAddress } from 'node:dns';
-import type { Socket } from 'node:net';
 import { buildConnector, Dispatcher, errors, Pool } from 'undici';
 import { CircuitBreaker, type CircuitState } from './circuit-breaker';
-import { ConnectionChecks, type Connector } from './connection-checks';
+import { ConnectionAttempts } from './connection-attempts';
+import { ConnectionChecks, type TryToConnect } from './connection-checks';
 import { EndpointPool, type Lookup } from './endpoint-pool';
 import { Exchange } from './exchange';
 import { type AbortSignalLike, CompletedResponses, GetHandler } from './get';
@@ -67,6 +67,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
   private readonly originText: string;
   private readonly hasFactory: boolean;
   private readonly completed = new CompletedResponses();
+  private readonly attempts = new ConnectionAttempts(() => this.connectionFailed());
   private closing: Promise<void> | undefined;
   private destroying: Promise<void> | undefined;
 
@@ -84,7 +85,8 @@ export class NextHop<Context = unknown> extends Dispatcher {
     if (!Number.isInteger(connections) || connections < 1)
       throw new errors.InvalidArgumentError('connections must be a positive integer');
     this.hasFactory = factory !== undefined;
-    const breaker = new CircuitBreaker((state) => observer.circuitChanged?.(state), !this.hasFactory);
+    const maxProbes = this.hasFactory ? 0 : connections;
+    const breaker = new CircuitBreaker((state) => observer.circuitChanged?.(state), maxProbes);
     this.hop = {
       name: options.name ?? this.origin.hostname,
       origin: this.origin,
@@ -94,7 +96,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
         connections,
         lookupIntervalMs: options.lookupIntervalMs,
         lookup: options.lookup ?? (factory && unresolved),
-        onAdded: factory ? undefined : (endpoint) => this.hop.checks.check(endpoint),
+        checkConnection: factory ? undefined : (endpoint) => this.hop.checks.check(endpoint),
         open: (address, share) =>
           factory
             ? factory(this.origin, { address, connections: share })
@@ -104,10 +106,10 @@ export class NextHop<Context = unknown> extends Dispatcher {
       hedgeDelay: new HedgeDelay(timeoutMs / 4),
       breaker,
       checks: new ConnectionChecks(
-        this.origin,
-        this.createConnector(options.connect),
-        (endpoint, startedMs) => {
-          endpoint.readmit();
+        this.tryToConnect(options.connect),
+        timeoutMs / 4,
+        (address, startedMs) => {
+          this.hop.endpoints.readmit(address);
           breaker.connected(startedMs);
         },
       ),
@@ -247,7 +249,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
 
   private destroyAll(error: Error) {
     this.hop.active.rejectAll(error);
-    this.hop.checks.close();
+    this.attempts.stop(error);
     return this.hop.endpoints.destroy(error);
   }
 
@@ -256,8 +258,8 @@ export class NextHop<Context = unknown> extends Dispatcher {
       await new Promise<void>((resolve) => {
         this.hop.onIdle = resolve;
       });
-    this.hop.checks.close();
-    this.destroying ??= this.hop.endpoints.close();
+    // The pools can still have attempts of exchanges that have ended. Closing them would wait for these.
+    this.destroying ??= this.destroyAll(new errors.ClientClosedError());
     await this.destroying;
   }
 
@@ -286,7 +288,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
   }
 
   private openPool({ address }: LookupAddress, connections: number, connect: NextHopOptions['connect']) {
-    const connector = this.createConnector(connect);
+    const connector = createConnector(connect);
     return new Pool(this.origin, {
       connections,
       pipelining: 1,
@@ -297,30 +299,20 @@ export class NextHop<Context = unknown> extends Dispatcher {
       // The deadline of the exchange applies instead.
       headersTimeout: 0,
       bodyTimeout: 0,
-      connect: (target, callback) => connector({ ...target, hostname: address }, callback),
+      connect: (target, callback) =>
+        this.attempts.start(connector, { ...target, hostname: address }, this.hop.timeoutMs / 4, callback),
     });
   }
 
-  // undici's own connect timeout is only accurate to a second, and a custom connector may have none.
-  private createConnector(options: NextHopOptions['connect']): Connector {
-    const connect =
-      typeof options === 'function' ? options : buildConnector({ ...options, allowH2: false, timeout: 0 });
-    return (target, callback) => {
-      let isLate = false;
-      const timer = setTimeout(() => {
-        isLate = true;
-        connecting?.destroy();
-        callback(new errors.ConnectTimeoutError(), null);
-      }, this.hop.timeoutMs / 4);
-      // undici's connector returns the socket, although its type does not say so.
-      const connecting = connect(target, (...result) => {
-        const [, socket] = result;
-        if (isLate) return void socket?.destroy();
-        clearTimeout(timer);
-        socket?.once('error', () => this.connectionFailed());
-        callback(...result);
-      }) as unknown as Socket | undefined;
-      return connecting;
+  private tryToConnect(connect: NextHopOptions['connect']): TryToConnect {
+    const connector = createConnector(connect);
+    const { host, protocol, port } = this.origin;
+    return (address, timeoutMs, callback) => {
+      const target = { hostname: address, host, protocol, port };
+      this.attempts.start(connector, target, timeoutMs, (error, socket) => {
+        socket?.destroy();
+        callback(error);
+      });
     };
   }
 
@@ -333,6 +325,10 @@ export class NextHop<Context = unknown> extends Dispatcher {
 }
 
 const unresolved: Lookup = async (hostname) => [{ address: hostname, family: 0 }];
+
+function createConnector(connect: NextHopOptions['connect']) {
+  return typeof connect === 'function' ? connect : buildConnector({ ...connect, allowH2: false, timeout: 0 });
+}
 
 function parseOrigin(origin: string | URL) {
   const url = URL.parse(String(origin));

@@ -206,15 +206,14 @@ describe('the hedge delay', () => {
 describe('the circuit breaker', () => {
   function circuit() {
     const states: CircuitState[] = [];
-    const breaker = new CircuitBreaker((state) => states.push(state));
+    const breaker = new CircuitBreaker((state) => states.push(state), 2);
     const fail = (times: number, nowMs: number) => {
       for (let i = 0; i < times; i++) breaker.record(breaker.admit(nowMs), true, nowMs);
     };
-    /** Records failures to connect. */
-    const lose = (times: number, nowMs: number) => {
+    const failToConnect = (times: number, nowMs: number) => {
       for (let i = 0; i < times; i++) breaker.record(breaker.admit(nowMs), true, nowMs, false);
     };
-    return { breaker, states, fail, lose };
+    return { breaker, states, fail, failToConnect };
   }
 
   test('opens when most of the recent exchanges failed', () => {
@@ -233,45 +232,51 @@ describe('the circuit breaker', () => {
     expect(breaker.admit(0)).toBe('pass');
   });
 
-  test('opened because no connection could be established, checks each exchange, and lets all through once there is one', () => {
-    const { breaker, states, lose } = circuit();
-    lose(16, 0);
+  test('if no connection can be established, waits for one, then admits probes up to their maximum, and the first result decides', () => {
+    const { breaker, states, failToConnect } = circuit();
+    failToConnect(16, 0);
     expect(breaker.admit(5000)).toBe('check');
     breaker.connected(5000);
-    expect([breaker.admit(5001), breaker.admit(5001)]).toEqual(['probe', 'probe']);
+    const admissions = [breaker.admit(5001), breaker.admit(5001), breaker.admit(5001)];
+    expect(admissions).toEqual(['probe', 'probe', 'rejected']);
     breaker.record('probe', false, 5002, true, 5001);
     expect(breaker.admit(5003)).toBe('pass');
     expect(states).toEqual(['open', 'half-open', 'closed']);
   });
 
-  test('if the first exchange after that fails with a connection, lets one probe through after a second', () => {
-    const { breaker, lose } = circuit();
-    lose(16, 0);
+  test('if the first probe after that fails with a connection, admits one after a second', () => {
+    const { breaker, failToConnect } = circuit();
+    failToConnect(16, 0);
     breaker.connected(100);
     expect([breaker.admit(101), breaker.admit(101)]).toEqual(['probe', 'probe']);
     breaker.record('probe', true, 200, true, 101);
     breaker.record('probe', false, 201, true, 101);
+    breaker.connected(300);
     expect(breaker.admit(1199)).toBe('rejected');
     expect([breaker.admit(1200), breaker.admit(1200)]).toEqual(['probe', 'rejected']);
   });
 
-  test('if it fails without a connection, checks again', () => {
-    const { breaker, lose } = circuit();
-    lose(16, 0);
+  test('if it fails to connect, waits for a connection again', () => {
+    const { breaker, failToConnect } = circuit();
+    failToConnect(16, 0);
     breaker.connected(100);
     breaker.record(breaker.admit(101), true, 200, false, 101);
     expect(breaker.admit(201)).toBe('check');
   });
 
-  test('a cancelled exchange after a successful check changes nothing', () => {
-    const { breaker, lose } = circuit();
-    lose(16, 0);
+  test('when all probes are cancelled, waits for a connection again', () => {
+    const { breaker, failToConnect } = circuit();
+    failToConnect(16, 0);
     breaker.connected(100);
-    breaker.cancel(breaker.admit(101), 101);
-    expect([breaker.state, breaker.admit(102)]).toEqual(['half-open', 'probe']);
+    const probes = [breaker.admit(101), breaker.admit(101)];
+    for (const probe of probes) {
+      expect(breaker.state).toBe('half-open');
+      breaker.cancel(probe, 101);
+    }
+    expect([breaker.state, breaker.admit(102)]).toEqual(['open', 'check']);
   });
 
-  test('checks if a probe cannot connect, although an earlier exchange gets a late response', () => {
+  test('waits for a connection if a probe cannot connect, although an earlier exchange gets a late response', () => {
     const { breaker, fail } = circuit();
     fail(16, 0);
     breaker.admit(1000);
@@ -283,15 +288,17 @@ describe('the circuit breaker', () => {
   test.each([
     ['the next hop fails after it accepted a connection', 16, 0],
     ['only the last failure had no connection', 15, 1],
-  ])('checks nothing if %s', (_case, withConnection, without) => {
-    const { breaker, fail, lose } = circuit();
+  ])('does not wait for a connection if %s', (_case, withConnection, without) => {
+    const { breaker, fail, failToConnect } = circuit();
     fail(withConnection, 0);
-    lose(without, 0);
+    failToConnect(without, 0);
     expect(breaker.admit(1)).toBe('rejected');
+    breaker.connected(2);
+    expect([breaker.admit(3), breaker.state]).toEqual(['rejected', 'open']);
   });
 
-  test('checks nothing if it cannot', () => {
-    const breaker = new CircuitBreaker(() => {}, false);
+  test('without connection checks, admits a probe after a second', () => {
+    const breaker = new CircuitBreaker(() => {}, 0);
     for (let i = 0; i < 16; i++) breaker.record('pass', true, 0, false);
     expect([breaker.admit(999), breaker.admit(1000)]).toEqual(['rejected', 'probe']);
   });

@@ -20,7 +20,7 @@ export class Probe implements Dispatcher.DispatchHandler {
 
   onRequestStart(controller: Dispatcher.DispatchController) {
     this.controller = controller;
-    if (this.hasEnded) controller.abort(new Error('probe timed out'));
+    if (this.hasEnded) throw new Error('probe timed out');
   }
 
   onResponseStart(_controller: Dispatcher.DispatchController, status: number) {

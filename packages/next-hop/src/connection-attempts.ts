@@ -1,0 +1,48 @@
+import { Socket } from 'node:net';
+import { type buildConnector, errors } from 'undici';
+
+/** The attempts to connect that have not ended. Each has a timeout, and all can be stopped. */
+export class ConnectionAttempts {
+  private readonly stops = new Set<(error: Error) => void>();
+
+  /** @param onConnectionError called when an established connection fails */
+  constructor(private readonly onConnectionError: () => void) {}
+
+  /** Like undici's connectors, which are only accurate to a second, but also for a custom one without a timeout. */
+  start(
+    connect: buildConnector.connector,
+    target: buildConnector.Options,
+    timeoutMs: number,
+    callback: buildConnector.Callback,
+  ) {
+    let socket: unknown;
+    let hasEnded = false;
+    const end = (...result: Parameters<buildConnector.Callback>) => {
+      hasEnded = true;
+      clearTimeout(timer);
+      this.stops.delete(stop);
+      callback(...result);
+    };
+    const stop = (error: Error) => {
+      if (socket instanceof Socket) socket.destroy();
+      end(error, null);
+    };
+    const timer = setTimeout(() => stop(new errors.ConnectTimeoutError()), timeoutMs);
+    this.stops.add(stop);
+    try {
+      // undici's connector returns the socket, although its type does not say so.
+      socket = connect(target, (...result) => {
+        const [, connected] = result;
+        if (hasEnded) return void connected?.destroy();
+        connected?.once('error', this.onConnectionError);
+        end(...result);
+      });
+    } catch (error) {
+      if (!hasEnded) end(error as Error, null);
+    }
+  }
+
+  stop(error: Error) {
+    for (const stop of this.stops) stop(error);
+  }
+}
