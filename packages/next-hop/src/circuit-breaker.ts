@@ -1,7 +1,8 @@
 export type CircuitState = 'closed' | 'half-open' | 'open';
 
 /**
- * `probe`: its result decides whether the circuit closes. `check`: it must wait for a connection check and then ask again.
+ * `probe`: the result decides whether the circuit closes. `check`: the exchange must wait for a connection check and then
+ * ask again.
  */
 export type Admission = 'pass' | 'probe' | 'check' | 'rejected';
 

@@ -38,7 +38,8 @@ export class ConnectionAttempts {
         end(...result);
       });
     } catch (error) {
-      if (!hasEnded) end(error as Error, null);
+      if (hasEnded) throw error;
+      end(error as Error, null);
     }
   }
 

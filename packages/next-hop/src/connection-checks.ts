@@ -27,7 +27,7 @@ interface Check {
  */
 export class ConnectionChecks {
   private readonly latest = new WeakMap<Endpoint, Check>();
-  /** The endpoints with a check that lasts as long as a connection attempt may. Others are shorter, so that few hang. */
+  /** Endpoints with a check that may take as long as any attempt to connect. Others are shorter, so that few hang. */
   private readonly longChecked = new WeakSet<Endpoint>();
 
   constructor(
@@ -80,7 +80,7 @@ export class ConnectionChecks {
       check.hasEnded = true;
       if (isLong) this.longChecked.delete(endpoint);
       if (error !== null) return reject(error);
-      // A later request must not rely on it.
+      // The next request needs a check of its own.
       this.latest.delete(endpoint);
       this.onConnected(endpoint.address, startedMs);
       resolve();

@@ -25,7 +25,8 @@ const CALLER_ERROR_CODES: ReadonlySet<string> = new Set([
   'ERR_INVALID_ARG_TYPE',
 ]);
 const MAX_RETRIES = 2;
-const RETRY_JITTER_MS = 25;
+// Another address is likely to respond. The same one may need time to restart.
+const JITTER_MS = { other: 5, same: 25 };
 
 /**
  * One exchange with a next hop: a request with its retries and hedges, within one deadline. To its handler it
@@ -249,7 +250,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.inFlight.length === 1 && !this.withdrawRetry()) return false;
     this.remove(attempt);
     this.lastCode = 'http_response_timeout';
-    if (this.inFlight.length === 0) this.retryAfterJitter();
+    if (this.inFlight.length === 0) this.retryAfterJitter(attempt.endpoint);
     return true;
   }
 
@@ -328,17 +329,18 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   // After a closed keep-alive connection, retry immediately over a new connection.
   private retry(failed: Attempt, code: NextHopErrorCode) {
     this.avoid(failed.endpoint);
-    if (!mayHaveBeenIdle(failed, code)) return this.retryAfterJitter();
+    if (!mayHaveBeenIdle(failed, code)) return this.retryAfterJitter(failed.endpoint);
     this.retries++;
     this.send('retry', true);
   }
 
-  private retryAfterJitter() {
+  private retryAfterJitter(failed: Endpoint) {
     this.retries++;
+    const jitterMs = this.canUseOther(failed) ? JITTER_MS.other : JITTER_MS.same;
     const retryNow = () => {
       if (!this.hasEnded) this.send('retry');
     };
-    setTimeout(retryNow, Math.random() * RETRY_JITTER_MS * this.retries);
+    setTimeout(retryNow, Math.random() * jitterMs * this.retries);
   }
 
   private recordEndpointFailure(attempt: Attempt, code: NextHopErrorCode, nowMs: number) {
