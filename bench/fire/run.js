@@ -1,4 +1,4 @@
-// npm run bench:fire: compares next-hop with other clients while api2 fails, in about 24 minutes.
+// npm run bench:fire: compares next-hop with other clients while api2 fails, in about 22 minutes.
 // To repeat some cells: CLIENTS=fetch,next-hop SCENARIOS=frozen npm run bench:fire. The results are then only printed.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { cpus, totalmem } from 'node:os';
@@ -32,13 +32,7 @@ const WRONG_RESULTS = ['sentTwice', 'storedTwice', 'missing'];
 // How far a figure is from the ideal one. Everywhere else, that is the figure itself.
 const DISTANCE = { share: (value) => Math.abs(value - 2 / 3) };
 // Measured several times, to see by how much the figures of one client differ.
-const REPEATED = {
-  client: 'fetch',
-  times: 4,
-  columns: { nothing: 'slowest', kill: 'slowest', post: 'failed' },
-};
-// Docker starts or stops containers during these scenarios, which takes CPU time from everything that is measured.
-const DISTURBED = new Set(['scale', 'restart', 'kill', 'post', 'gone']);
+const REPEATED = { client: 'fetch', times: 4, columns: { nothing: 'slowest', post: 'failed' } };
 // Fewer requests can mean that some never reached api2, so a low number is no advantage.
 const NOT_RANKED = new Set(['requests']);
 
@@ -110,12 +104,9 @@ function bestClients(scenario, column) {
 
 /** The difference between repeated measurements of one client. */
 function tolerance(scenario, column) {
-  if (column === 'slowest') return slowestTolerance(DISTURBED.has(scenario));
+  if (column === 'slowest') return spread('nothing');
   return column === 'failed' && scenario === 'post' ? spread('post') : 0;
 }
-
-const slowestTolerance = (isDisturbed) =>
-  isDisturbed ? Math.max(spread('nothing'), spread('kill')) : spread('nothing');
 
 const spread = (scenario) =>
   isComplete ? Math.max(...repeated[scenario]) - Math.min(...repeated[scenario]) : 0;
@@ -168,7 +159,7 @@ async function versions() {
 function toleranceText() {
   if (!isComplete) return 'The variation is measured only in a complete run.';
   const texts = (scenario, text) => repeated[scenario].map(text).join(', ');
-  return `In ${REPEATED.times} measurements of ${REPEATED.client}, the slowest request took ${texts('nothing', ms)} ms while nothing happened and ${texts('kill', ms)} ms while a replica was killed, and ${texts('post', String)} POSTs failed. So these differences are within the variation of one client, and such figures count as equal: ${ms(slowestTolerance(true))} ms in "slowest" while Docker starts or stops containers, ${ms(slowestTolerance(false))} ms in "slowest" otherwise, and ${spread('post')} failed POSTs.`;
+  return `In ${REPEATED.times} measurements of ${REPEATED.client}, the slowest request took ${texts('nothing', ms)} ms while nothing happened, and ${texts('post', String)} POSTs failed. Differences of up to ${ms(spread('nothing'))} ms in "slowest" and of up to ${spread('post')} failed POSTs are within this variation, so such figures count as equal. While Docker starts or stops containers, the variation is larger.`;
 }
 
 function discardedText() {
