@@ -13,8 +13,8 @@ const config: Config = {
   testMatch: ['**/*.test.ts'],
   transform: { '\\.ts$': ['ts-jest', { diagnostics: false }] },
   testTimeout: 20_000,
-  // The tests mostly wait: on a machine with two cores, six workers are faster than one (the default, cores - 1).
-  maxWorkers: 6,
+  // The tests mostly wait: on a machine with two cores, five workers are faster than one (the default, cores - 1).
+  maxWorkers: 5,
 };
 
 export default config;

@@ -181,10 +181,11 @@ describe('a fault in x-fault applies to its request', () => {
     ['/books/1', 'status;code=418', '/books/:id', 418],
     ['/respond', 'reset', '/respond', 499],
   ])('the log line of api2 names the route of %s with "%s"', async (path, fault, route, status) => {
-    const before = api2.lines().length;
-    await call(`${api2.url}${path}`, fault).catch(() => {});
-    await until(() => api2.lines().length > before);
-    expect(api2.lines().at(-1)).toMatchObject({ msg: 'request completed', route, status });
+    const requestId = `${fault} ${path}`.replaceAll(/[^a-z0-9]/g, '-');
+    await call(`${api2.url}${path}`, fault, { headers: { 'x-request-id': requestId } }).catch(() => {});
+    const line = () => api2.lines().find((other) => other.requestId === requestId);
+    await until(() => line() !== undefined);
+    expect(line()).toMatchObject({ msg: 'request completed', route, status });
   });
 
   test('a response that is cut off is logged as an error with the status that was sent', async () => {
