@@ -146,9 +146,11 @@ async function silence() {
 
 /** Sets the same fault in all replicas of api2. */
 async function fault(...args: string[]) {
-  const command = ['/nodejs/bin/node', 'services/api2/fault-command.js', ...args];
-  for (const container of await stack.containers('api2')) await docker('exec', container, ...command);
+  for (const container of await stack.containers('api2')) await faultOf(container, ...args);
 }
+
+const faultOf = (container: string, ...args: string[]) =>
+  docker('exec', container, '/nodejs/bin/node', 'services/api2/fault-command.js', ...args);
 
 test('each replica is a target of its own, in the job of its service', async () => {
   const jobsUp = async () => {
@@ -195,6 +197,21 @@ describe('isolation', () => {
     expect(new Set(others)).toEqual(new Set(['unreachable']));
   }, 60_000);
 });
+
+test('hedges win while one replica of api2 responds late', async () => {
+  const [late] = await stack.containers('api2');
+  await faultOf(String(late), 'delay', 'delayMs=800');
+  try {
+    await until('a hedge wins', async () => {
+      const { result } = await query<{ result: unknown[] }>('query', {
+        query: `rate(http_client_hedges_won_total[${RATE_INTERVAL}]) > 0`,
+      });
+      return result.length > 0;
+    });
+  } finally {
+    await fault('off');
+  }
+}, 60_000);
 
 describe('alerts', () => {
   afterEach(() => fault('off').catch(() => {}));
