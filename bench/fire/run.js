@@ -1,4 +1,5 @@
 // npm run bench:fire: compares next-hop with other clients while api2 fails, in about 22 minutes.
+// ROUNDS=3 npm run bench:fire: the same three times, with totals and medians. FIRE.md is from such a run.
 // To repeat some cells: CLIENTS=fetch,next-hop SCENARIOS=frozen npm run bench:fire. The results are then only printed.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { cpus, totalmem } from 'node:os';
@@ -29,32 +30,53 @@ const FORMATS = {
   cpu: (value) => value.toFixed(2),
 };
 const WRONG_RESULTS = ['sentTwice', 'storedTwice', 'missing'];
+/** Columns with the total of all rounds. The others have the median. */
+const COUNTS = new Set(['sent', 'failed', ...WRONG_RESULTS]);
 // How far a figure is from the ideal one. Everywhere else, that is the figure itself.
 const DISTANCE = { share: (value) => Math.abs(value - 2 / 3) };
-// Measured several times, to see by how much the figures of one client differ.
-const REPEATED = { client: 'fetch', times: 4, columns: { nothing: 'slowest', post: 'failed' } };
 // Fewer requests can mean that some never reached api2, so a low number is no advantage.
 const NOT_RANKED = new Set(['requests']);
 
+const rounds = Number(process.env.ROUNDS ?? 1);
+if (!(Number.isInteger(rounds) && rounds >= 1)) throw new Error('ROUNDS must be an integer of at least 1');
 const isComplete = process.env.CLIENTS === undefined && process.env.SCENARIOS === undefined;
 const selected = (variable, all) => process.env[variable]?.split(',') ?? Object.keys(all);
 const clients = selected('CLIENTS', CLIENTS);
 const scenarios = selected('SCENARIOS', SCENARIOS);
-const results = Object.fromEntries(scenarios.map((scenario) => [scenario, {}]));
-const repeated = {};
+/** The figures of each round: scenario, client, column. */
+const measured = mapCells(() => []);
+/** The total or the median of each of them. */
+let results;
 /** Measurements that failed and were repeated. */
 const discarded = [];
 
 async function measureAll() {
   await compose('', 'build', 'api2', 'caller');
-  for (const client of clients)
-    for (const scenario of scenarios) results[scenario][client] = await measure(client, scenario);
-  if (!isComplete) return;
-  for (const [scenario, column] of Object.entries(REPEATED.columns)) {
-    repeated[scenario] = [results[scenario][REPEATED.client][column]];
-    while (repeated[scenario].length < REPEATED.times)
-      repeated[scenario].push((await measure(REPEATED.client, scenario))[column]);
-  }
+  for (let round = 0; round < rounds; round++)
+    for (const client of clients)
+      for (const scenario of scenarios) measured[scenario][client].push(await measure(client, scenario));
+  results = mapCells((scenario, client) => combine(measured[scenario][client]));
+}
+
+/** One value for each scenario and client. */
+function mapCells(cellOf) {
+  const row = (scenario) => Object.fromEntries(clients.map((client) => [client, cellOf(scenario, client)]));
+  return Object.fromEntries(scenarios.map((scenario) => [scenario, row(scenario)]));
+}
+
+function combine(figures) {
+  const figure = (column) => {
+    const values = figures.map((round) => round[column]);
+    if (values[0] === undefined) return undefined;
+    return COUNTS.has(column) ? values.reduce((total, value) => total + value) : median(values);
+  };
+  return Object.fromEntries(Object.keys(figures[0]).map((column) => [column, figure(column)]));
+}
+
+function median(values) {
+  const sorted = values.toSorted((a, b) => a - b);
+  const middle = (sorted.length - 1) / 2;
+  return (sorted[Math.floor(middle)] + sorted[Math.ceil(middle)]) / 2;
 }
 
 async function measure(client, scenario) {
@@ -83,10 +105,13 @@ function cell(scenario, column, client) {
   const value = results[scenario][client][column];
   if (value === undefined) return '';
   const text = textOf(column, value);
-  return bestClients(scenario, column).has(client) ? `**${text}**` : text;
+  const marked = bestClients(scenario, column).has(client) ? `**${text}**` : text;
+  if (column !== 'slowest' || rounds === 1) return marked;
+  const times = measured[scenario][client].map((round) => round[column]);
+  return `${marked} (${ms(Math.min(...times))} to ${ms(Math.max(...times))})`;
 }
 
-/** The clients whose figure is the best, or differs from it by no more than repeated measurements of one client. */
+/** The client with the best figure, and those whose figure is within its measurements. */
 function bestClients(scenario, column) {
   if (NOT_RANKED.has(column)) return new Set();
   const hasNoWrongResults = (client) => WRONG_RESULTS.every((wrong) => !results[scenario][client][wrong]);
@@ -94,22 +119,12 @@ function bestClients(scenario, column) {
   if (column === 'failed') ranked = ranked.filter(hasNoWrongResults);
   // A request that failed has no response time, so times are only compared among clients with the fewest failures.
   else if (!WRONG_RESULTS.includes(column)) ranked = [...bestClients(scenario, 'failed')];
-  const distance = (client) => (DISTANCE[column] ?? Number)(results[scenario][client][column]);
-  const text = (client) => textOf(column, results[scenario][client][column]);
-  const best = ranked.toSorted((a, b) => distance(a) - distance(b))[0];
-  const limit = distance(best) + tolerance(scenario, column);
-  // Figures that look the same are equally good.
-  return new Set(ranked.filter((client) => distance(client) <= limit || text(client) === text(best)));
+  const distance = DISTANCE[column] ?? Number;
+  const figure = (client) => distance(results[scenario][client][column] / (COUNTS.has(column) ? rounds : 1));
+  const best = ranked.toSorted((a, b) => figure(a) - figure(b))[0];
+  const limit = Math.max(...measured[scenario][best].map((round) => distance(round[column])));
+  return new Set(ranked.filter((client) => figure(client) <= limit));
 }
-
-/** The difference between repeated measurements of one client. */
-function tolerance(scenario, column) {
-  if (column === 'slowest') return spread('nothing');
-  return column === 'failed' && scenario === 'post' ? spread('post') : 0;
-}
-
-const spread = (scenario) =>
-  isComplete ? Math.max(...repeated[scenario]) - Math.min(...repeated[scenario]) : 0;
 
 function summary() {
   const head = ['client', ...scenarios.map((scenario) => SCENARIOS[scenario].title)];
@@ -156,10 +171,9 @@ async function versions() {
   ].join(', ');
 }
 
-function toleranceText() {
-  if (!isComplete) return 'The variation is measured only in a complete run.';
-  const texts = (scenario, text) => repeated[scenario].map(text).join(', ');
-  return `In ${REPEATED.times} measurements of ${REPEATED.client}, the slowest request took ${texts('nothing', ms)} ms while nothing happened, and ${texts('post', String)} POSTs failed. Differences of up to ${ms(spread('nothing'))} ms in "slowest" and of up to ${spread('post')} failed POSTs are within this variation, so such figures count as equal. While Docker starts or stops containers, the variation is larger.`;
+function roundsText() {
+  if (rounds === 1) return 'Each cell is one measurement, and the best figures are in bold.';
+  return `Each cell was measured ${rounds} times, in ${rounds} rounds through all cells. "Sent", "failed" and the wrong results are totals; every other figure is the median, and the range of "slowest" follows in parentheses. The best figures are in bold, and so is any figure within the range of the best client's measurements (a total is divided by ${rounds} for that).`;
 }
 
 function discardedText() {
@@ -170,13 +184,13 @@ function discardedText() {
 async function report() {
   return `# next-hop and other clients while api2 fails
 
-${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${await versions()}, next-hop from this repository. All figures are from one run of \`npm run bench:fire\`.
+${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${await versions()}, next-hop from this repository. All figures are from one run of \`ROUNDS=${rounds} npm run bench:fire\`.
 
 A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; 200 requests per second come from the host, whatever the responses are. Each scenario starts with a new caller, which gets requests for at least two seconds before the measurement. Where one replica of three fails, it is the one that got the most of these requests: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
 
 A request failed if it had no complete 2xx response within the deadline of 2 s (and 0.1 s for the measurement). Clients with a timeout for each attempt have one of 650 ms and two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 received for each request of the load. Times are in milliseconds, measured by the load generator.
 
-Each cell is one measurement. The best figures are in bold. A request that failed has no response time, so times are compared only among the clients whose number of failures is in bold. ${toleranceText()}${discardedText()}
+${roundsText()} A request that failed has no response time, so times are compared only among the clients whose number of failures is in bold.${discardedText()}
 
 ## Failed requests
 
