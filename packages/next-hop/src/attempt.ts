@@ -114,9 +114,8 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
   onRequestStart(controller: Dispatcher.DispatchController) {
     this.controller = controller;
     if (this.wasEndpointBusy) this.queuedMs = performance.now() - this.startedMs;
-    // Unlike `abort`, this leaves the connection open for other requests.
-    if (this.isCancelled) throw CANCELLED;
-    if (this.wasEndpointBusy) this.exchange.leftQueue();
+    if (this.isCancelled) this.giveUp(controller);
+    else if (this.wasEndpointBusy) this.exchange.leftQueue();
   }
 
   onResponseStart(
@@ -157,6 +156,12 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
   onResponseError(_controller: Dispatcher.DispatchController, error: Error) {
     if (this.isDiscarding || this.isCancelled) return this.end('ok');
     this.fail(error);
+  }
+
+  // Unlike `abort`, an exception leaves the connection open for other requests, but only undici's own pools catch it.
+  private giveUp(controller: Dispatcher.DispatchController) {
+    if (!this.exchange.hop.hasFactory) throw CANCELLED;
+    controller.abort(CANCELLED);
   }
 
   stopDiscarding() {

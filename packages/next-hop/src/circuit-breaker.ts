@@ -15,7 +15,7 @@ const MIN_CONNECT_FAILURES_FOR_CHECKS = 8;
 
 /**
  * Opens when most of the recent exchanges failed, lets one probe through after a second, and closes when that
- * succeeds. If it opened because no connection could be established, it instead waits for one, and then lets as many
+ * succeeds. While no probe has ended, one more is let through each second. If it opened because no connection could be established, it instead waits for one, and then lets as many
  * probes through as there may be connections; the first result decides. Times are milliseconds of one monotonic clock.
  */
 export class CircuitBreaker {
@@ -50,7 +50,10 @@ export class CircuitBreaker {
       if (nowMs < this.probeAtMs) return 'rejected';
       this.setState('half-open');
     }
-    if (this.probes >= (this.waitsForConnection ? this.maxProbes : 1)) return 'rejected';
+    const isFull = this.probes >= (this.waitsForConnection ? this.maxProbes : 1);
+    // A probe may take long, for example because its response is a stream, so another one follows after a second.
+    if (isFull && nowMs < this.probeAtMs) return 'rejected';
+    this.probeAtMs = nowMs + PROBE_AFTER_MS;
     this.probes++;
     return 'probe';
   }
@@ -78,7 +81,9 @@ export class CircuitBreaker {
   cancel(admission: Admission, admittedMs: number) {
     if (admission !== 'probe' || admittedMs < this.openedMs) return;
     this.probes--;
-    if (this.probes === 0 && this.state === 'half-open') this.setState('open');
+    if (this.probes > 0 || this.state !== 'half-open') return;
+    this.probeAtMs = admittedMs;
+    this.setState('open');
   }
 
   private count(failed: boolean, nowMs: number) {

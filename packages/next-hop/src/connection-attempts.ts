@@ -43,7 +43,9 @@ export class ConnectionAttempts {
     }
   }
 
-  stop(error: Error) {
-    for (const stop of this.stops) stop(error);
+  /** Ends all attempts. The error must not be one after which undici connects again for the same request. */
+  stop() {
+    const error = new errors.ClientDestroyedError();
+    for (const stop of [...this.stops]) stop(error);
   }
 }

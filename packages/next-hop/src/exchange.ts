@@ -105,12 +105,12 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.sendAfterConnectionCheck().catch((error) => this.abort(error));
   }
 
-  /** Cancels the exchange. If `reason` is a `NextHopError`, the response is unusable, which counts as a failure. */
+  /** Cancels the exchange. If `reason` is a `NextHopError` of this next hop, its response is unusable: a failure. */
   abort(reason?: Error) {
     if (this.hasEnded) return;
     this.aborted = true;
     this.reason = reason ?? new errors.RequestAbortedError();
-    const isFailure = this.reason instanceof NextHopError;
+    const isFailure = this.reason instanceof NextHopError && this.reason.nextHop === this.hop.name;
     if (isFailure) this.hop.breaker.record(this.admission, true, performance.now(), true, this.admittedMs);
     else this.hop.breaker.cancel(this.admission, this.admittedMs);
     this.end(isFailure ? (this.reason as NextHopError) : undefined, !isFailure);
@@ -376,7 +376,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.hop.observer.probeStarted?.(endpoint.address);
     const { isRepeatable, request, origin, path } = this;
     const probe = isRepeatable ? { ...request, origin } : { origin, path, method: 'HEAD' as const };
-    new Probe(this.timeoutMs / 4, (status) => {
+    new Probe(this.timeoutMs / 4, this.hop.hasFactory, (status) => {
       if (isUsable(status)) endpoint.succeeded();
       else endpoint.probeFailed(performance.now());
     }).send(probe, endpoint.connections);

@@ -11,6 +11,8 @@ export interface Hop {
   readonly name: string;
   readonly origin: URL;
   readonly timeoutMs: number;
+  /** Whether a `factory` of the caller opens the connections. */
+  readonly hasFactory: boolean;
   readonly endpoints: EndpointPool;
   readonly budget: RetryBudget;
   readonly hedgeDelay: HedgeDelay;

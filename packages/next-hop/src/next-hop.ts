@@ -4,6 +4,7 @@ import { CircuitBreaker, type CircuitState } from './circuit-breaker';
 import { ConnectionAttempts } from './connection-attempts';
 import { ConnectionChecks, type TryToConnect } from './connection-checks';
 import { EndpointPool, type Lookup } from './endpoint-pool';
+import { errorCode, NO_CONNECTION } from './errors';
 import { Exchange } from './exchange';
 import { type AbortSignalLike, CompletedResponses, GetHandler } from './get';
 import { HedgeDelay } from './hedge-delay';
@@ -65,7 +66,6 @@ export class NextHop<Context = unknown> extends Dispatcher {
   readonly origin: URL;
   private readonly hop: Hop;
   private readonly originText: string;
-  private readonly hasFactory: boolean;
   private readonly completed = new CompletedResponses();
   private readonly attempts = new ConnectionAttempts(() => this.connectionFailed());
   private closing: Promise<void> | undefined;
@@ -84,13 +84,13 @@ export class NextHop<Context = unknown> extends Dispatcher {
     if (options.lookupIntervalMs !== undefined) checkDuration('lookupIntervalMs', options.lookupIntervalMs);
     if (!Number.isInteger(connections) || connections < 1)
       throw new errors.InvalidArgumentError('connections must be a positive integer');
-    this.hasFactory = factory !== undefined;
-    const maxProbes = this.hasFactory ? 0 : connections;
+    const maxProbes = factory ? 0 : connections;
     const breaker = new CircuitBreaker((state) => observer.circuitChanged?.(state), maxProbes);
     this.hop = {
       name: options.name ?? this.origin.hostname,
       origin: this.origin,
       timeoutMs,
+      hasFactory: factory !== undefined,
       endpoints: new EndpointPool({
         hostname: this.origin.hostname,
         connections,
@@ -157,7 +157,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
       adapted.onResponseError?.(null as unknown as Dispatcher.DispatchController, error);
       return false;
     }
-    const request = this.hasFactory || 'dispatcher' in options ? this.withOrigin(options) : options;
+    const request = this.hop.hasFactory || 'dispatcher' in options ? this.withOrigin(options) : options;
     new Exchange(this.hop, request, adapted).start();
     return true;
   }
@@ -249,7 +249,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
 
   private destroyAll(error: Error) {
     this.hop.active.rejectAll(error);
-    this.attempts.stop(error);
+    this.attempts.stop();
     return this.hop.endpoints.destroy(error);
   }
 
@@ -311,7 +311,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
       const target = { hostname: address, host, protocol, port };
       this.attempts.start(connector, target, timeoutMs, (error, socket) => {
         socket?.destroy();
-        callback(error);
+        callback(error && isConnectFailure(error) ? error : null);
       });
     };
   }
@@ -322,6 +322,11 @@ export class NextHop<Context = unknown> extends Dispatcher {
       this.hop.isConnectionFailing = false;
     });
   }
+}
+
+// If something else fails, such as the check of the certificate, the address accepts connections.
+function isConnectFailure(error: Error) {
+  return error instanceof errors.ClientDestroyedError || NO_CONNECTION.has(errorCode(error, false));
 }
 
 const unresolved: Lookup = async (hostname) => [{ address: hostname, family: 0 }];

@@ -336,6 +336,15 @@ describe('the circuit breaker', () => {
     expect(breaker.admit(2100)).toBe('probe');
   });
 
+  test('while a probe has not ended, lets another one through each second', () => {
+    const { breaker, fail } = circuit();
+    fail(16, 0);
+    const admissions = [1000, 1999, 2000, 2999].map((nowMs) => breaker.admit(nowMs));
+    expect(admissions).toEqual(['probe', 'rejected', 'probe', 'rejected']);
+    breaker.record('probe', false, 3000, true, 2000);
+    expect(breaker.state).toBe('closed');
+  });
+
   test('lets another probe through when one was cancelled', () => {
     const { breaker, fail } = circuit();
     fail(16, 0);

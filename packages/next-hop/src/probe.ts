@@ -1,5 +1,7 @@
 import type { Dispatcher } from 'undici';
 
+const ENDED = new Error('probe ended');
+
 /** A request that checks whether an endpoint responds. Its response is discarded. */
 export class Probe implements Dispatcher.DispatchHandler {
   private controller: Dispatcher.DispatchController | undefined;
@@ -8,6 +10,7 @@ export class Probe implements Dispatcher.DispatchHandler {
 
   constructor(
     timeoutMs: number,
+    private readonly hasFactory: boolean,
     /** Called with the status of the response, or undefined if there was none. */
     private readonly onEnd: (status: number | undefined) => void,
   ) {
@@ -20,7 +23,10 @@ export class Probe implements Dispatcher.DispatchHandler {
 
   onRequestStart(controller: Dispatcher.DispatchController) {
     this.controller = controller;
-    if (this.hasEnded) throw new Error('probe timed out');
+    if (!this.hasEnded) return;
+    // As in `Attempt`, this leaves the connection open.
+    if (!this.hasFactory) throw ENDED;
+    controller.abort(ENDED);
   }
 
   onResponseStart(_controller: Dispatcher.DispatchController, status: number) {
@@ -41,6 +47,6 @@ export class Probe implements Dispatcher.DispatchHandler {
     this.hasEnded = true;
     clearTimeout(this.timer);
     this.onEnd(status);
-    this.controller?.abort(new Error('probe ended'));
+    this.controller?.abort(ENDED);
   }
 }

@@ -6,6 +6,7 @@ import type { TLSSocket } from 'node:tls';
 import { lookUpAll, NextHop, NextHopError, type NextHopOptions } from 'next-hop';
 import { generate } from 'selfsigned';
 import { buildConnector } from 'undici';
+import { closedPort } from '../../../test/stub-upstream';
 import { lookupOf, sleep, testClients, until } from './clients';
 
 const { client, server, rawServer, cleanUp } = testClients();
@@ -163,6 +164,16 @@ describe('get', () => {
     },
   );
 
+  test('does not count aborted requests as failures, even if the reason is the error of another next hop', async () => {
+    const { origin } = await server(() => {});
+    const hop = client(origin);
+    const controller = new AbortController();
+    const requests = Array.from({ length: 32 }, () => hop.get('/', { signal: controller.signal }));
+    controller.abort(new NextHopError('connection_refused', 'other'));
+    for (const response of requests) await expect(response).rejects.toThrow('other: connection_refused');
+    expect(hop.circuit).toBe('closed');
+  });
+
   test('removes its listener from the signal when it ends', async () => {
     const { origin } = await server((req, res) => void (req.url === '/' ? res.end() : req.socket.destroy()));
     const listeners = new Set<() => void>();
@@ -221,12 +232,12 @@ describe('the option connect', () => {
       extensions: [{ name: 'subjectAltName', altNames: [{ type: 2, value: name }] }],
     });
 
-  async function tlsServer(options: object = {}) {
+  async function tlsServer(options: object = {}, listenPort = 0) {
     const { private: key, cert } = await certificate('hop.test');
     const tls = createServer({ key, cert, ...options }, (req, res) => {
       const peer = (req.socket as TLSSocket).getPeerCertificate();
       res.end(peer.subject?.CN);
-    }).listen(0, '127.0.0.1');
+    }).listen(listenPort, '127.0.0.1');
     await once(tls, 'listening');
     cleanUp(() => tls.close());
     const { port } = tls.address() as AddressInfo;
@@ -253,6 +264,18 @@ describe('the option connect', () => {
     const connect = { ca: cert, cert: mine.cert, key: mine.private };
     expect((await client(origin, { lookup, connect }).get('/')).text()).toBe('my-service');
     await expect(client(origin, { lookup, connect: { ca: cert } }).get('/')).rejects.toThrow(NextHopError);
+  });
+
+  test('when a next hop whose certificate is for the host header is back, the circuit closes', async () => {
+    const { private: key, cert } = await certificate('hop.test');
+    const port = await closedPort();
+    const options = { lookup: lookupOf(['127.0.0.1']), connect: { ca: cert } };
+    const hop = client(`https://other.test:${port}`, options);
+    const get = () => hop.get('/', { headers: { host: 'hop.test' } });
+    while (hop.circuit === 'closed') await get().catch(() => {});
+    await tlsServer({ key, cert }, port);
+    expect((await get()).statusCode).toBe(200);
+    expect(hop.circuit).toBe('closed');
   });
 
   test('over TLS, concurrent requests open connections at the same time', async () => {

@@ -1,7 +1,7 @@
 import { once } from 'node:events';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
 import type { NextHop, NextHopError, NextHopOptions } from 'next-hop';
-import { buildConnector, Pool } from 'undici';
+import { buildConnector, errors, Pool } from 'undici';
 import { closedPort, rawUpstream } from '../../../test/stub-upstream';
 import { lookupOf, sleep, testClients, until } from './clients';
 
@@ -215,6 +215,16 @@ describe('a next hop to which no connection can be established', () => {
     expect((await measure(hop)).outcome).toMatchObject({ code: 'destination_unavailable' });
     await sleep(1000);
     expect((await measure(hop)).outcome).toBe('ok');
+  });
+
+  test('destroy ends attempts to connect, whatever its error', async () => {
+    const { connect, attempts } = connectorHangingAt('127.0.0.1');
+    const hop = client('http://127.0.0.1:9', { connect });
+    const response = hop.get('/').catch((error) => error);
+    await until(() => attempts['127.0.0.1'] === 1);
+    const error = new errors.SocketError('gone');
+    await hop.destroy(error);
+    expect(await response).toBe(error);
   });
 
   test('destroy fails requests that wait for a connection, and ends attempts to connect', async () => {

@@ -4,7 +4,7 @@ import { text } from 'node:stream/consumers';
 import { pipeline as pipe } from 'node:stream/promises';
 import * as undici8 from 'undici';
 import * as undici7 from 'undici7';
-import { lookupOf, testClients } from './clients';
+import { lookupOf, sleep, testClients, until } from './clients';
 
 const { client, server, cleanUp } = testClients();
 
@@ -265,4 +265,21 @@ describe('MockAgent', () => {
     expect([response.statusCode, response.text()]).toEqual([201, 'mocked']);
     await hop.close();
   });
+});
+
+test('a dispatcher of the factory that starts a cancelled request late gets it aborted', async () => {
+  const aborted: unknown[] = [];
+  class Late extends undici8.Dispatcher {
+    override dispatch(_options: unknown, handler: undici8.Dispatcher.DispatchHandler) {
+      const controller = { abort: (reason: unknown) => aborted.push(reason) };
+      setTimeout(() => handler.onRequestStart?.(controller as never, undefined), 100);
+      return true;
+    }
+    override close = async () => {};
+    override destroy = async () => {};
+  }
+  const hop = client('http://hop.test', { factory: () => new Late(), timeoutMs: 50 });
+  await expect(hop.get('/')).rejects.toMatchObject({ code: 'connection_timeout' });
+  await until(() => aborted.length > 0);
+  await sleep(0);
 });
