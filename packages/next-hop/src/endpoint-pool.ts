@@ -20,8 +20,8 @@ export interface EndpointPoolOptions {
   /** Returns a dispatcher with at most `connections` connections to one address; none is opened before it is needed. */
   open: (address: LookupAddress, connections: number) => Dispatcher;
   /**
-   * Called at each lookup with the endpoints that were added to others and have not accepted a connection yet. They are
-   * ejected until `readmit` is called or a probe succeeds. Without it, new endpoints get requests immediately.
+   * Called, at first and at each lookup, with the endpoints that were added to others or connect slowly. They are ejected
+   * until `readmit` is called or a probe succeeds. Without it, such endpoints get requests.
    */
   checkConnection?: ((endpoint: Endpoint) => void) | undefined;
   lookup?: Lookup | undefined;
@@ -87,6 +87,15 @@ export class EndpointPool {
   failed(endpoint: Endpoint, nowMs: number) {
     endpoint.failed(nowMs);
     this.ejectIfUnreliable(endpoint, nowMs);
+  }
+
+  /** Ejects an endpoint that has not accepted a connection for the hedge delay, until a connection check succeeds. */
+  connectsSlowly(endpoint: Endpoint, nowMs: number) {
+    const { checkConnection } = this.options;
+    if (checkConnection === undefined || endpoint.isEjected) return;
+    endpoint.awaitConnection(nowMs);
+    checkConnection(endpoint);
+    this.refresh();
   }
 
   /** Records that `endpoint` closed a connection before it responded. */

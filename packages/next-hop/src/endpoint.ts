@@ -19,7 +19,7 @@ export class Endpoint {
   readonly newConnections: Dispatcher;
   inFlight = 0;
   isEjected = false;
-  /** Whether it is new and ejected because it may not accept connections yet. */
+  /** Whether it is ejected because it is new, or slow to connect, and may not accept connections. */
   awaitsConnection = false;
   private suspicions = 0;
   private consecutiveFailures = 0;
@@ -81,7 +81,7 @@ export class Endpoint {
     this.ejectionMs = FIRST_EJECTION_MS;
   }
 
-  /** Ejects a new endpoint until a connection check or a probe succeeds. */
+  /** Ejects it until a connection check or a probe succeeds. */
   awaitConnection(nowMs: number) {
     this.awaitsConnection = true;
     this.isEjected = true;

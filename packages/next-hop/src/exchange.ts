@@ -144,6 +144,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.hasEnded || late === undefined || late.isQueued || this.winner !== undefined) return;
     const nowMs = performance.now();
     late.endpoint.suspect();
+    if (!late.wasSent) this.hop.endpoints.connectsSlowly(late.endpoint, nowMs);
     this.avoid(late.endpoint);
     const other = this.hop.endpoints.choose(this.avoided);
     // Don't hedge if the hedge would be queued.
@@ -365,7 +366,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   // is recorded because the hedge delay would otherwise not adapt to a next hop that has become slow.
   private recordSlow(attempt: Attempt, nowMs: number) {
     attempt.endpoint.suspect();
-    this.hop.hedgeDelay.record(nowMs - attempt.sentMs);
+    if (attempt.wasSent) this.hop.hedgeDelay.record(nowMs - attempt.sentMs);
   }
 
   // The probe is a copy of this request, or a HEAD request for its path if it must not be repeated.

@@ -1,4 +1,5 @@
 import { once } from 'node:events';
+import type { ServerResponse } from 'node:http';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
 import type { NextHop, NextHopError, NextHopOptions } from 'next-hop';
 import { buildConnector, errors, Pool } from 'undici';
@@ -330,6 +331,33 @@ describe('an address that is added', () => {
     acceptFirst();
     await until(() => !hop.ejectedAddresses.includes('127.0.0.2'), 150);
   });
+});
+
+test('an address to which attempts to connect hang delays one request, and is used again when it accepts connections', async () => {
+  const { connect, hanging } = connectorHangingAt();
+  const { port } = await server((_req, res) => void res.end('good'), '127.0.0.1');
+  const flaky = (_req: unknown, res: ServerResponse) => void res.end('flaky');
+  const first = await server(flaky, '127.0.0.2', port);
+  const options = { lookup: lookupOf(['127.0.0.1', '127.0.0.2']), connect };
+  const hop = client(`http://hop.test:${port}`, options);
+  // The hedge delay depends on response times when 100 are known.
+  for (let i = 0; i < 120; i++) await hop.get('/');
+  hanging.add('127.0.0.2');
+  await first.close();
+  await sleep(20);
+  const slow = [];
+  for (let i = 0; i < 40; i++) {
+    const { outcome, ms } = await measure(hop);
+    expect(outcome).toBe('good');
+    if (ms > 8) slow.push(ms);
+  }
+  expect(slow.length).toBeLessThanOrEqual(2);
+  expect(hop.ejectedAddresses).toEqual(['127.0.0.2']);
+  await server(flaky, '127.0.0.2', port);
+  hanging.clear();
+  await until(() => hop.ejectedAddresses.length === 0, 3000);
+  const outcomes = [(await measure(hop)).outcome, (await measure(hop)).outcome];
+  expect(outcomes.sort()).toEqual(['flaky', 'good']);
 });
 
 test('a hedge that wins while the first attempt connects leaves that connection to later requests', async () => {
