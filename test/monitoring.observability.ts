@@ -146,10 +146,10 @@ async function silence() {
 
 /** Sets the same fault in all replicas of api2. */
 async function fault(...args: string[]) {
-  for (const container of await stack.containers('api2')) await faultOf(container, ...args);
+  for (const container of await stack.containers('api2')) await setFault(container, ...args);
 }
 
-const faultOf = (container: string, ...args: string[]) =>
+const setFault = (container: string, ...args: string[]) =>
   docker('exec', container, '/nodejs/bin/node', 'services/api2/fault-command.js', ...args);
 
 test('each replica is a target of its own, in the job of its service', async () => {
@@ -200,7 +200,7 @@ describe('isolation', () => {
 
 test('hedges win while one replica of api2 responds late', async () => {
   const [late] = await stack.containers('api2');
-  await faultOf(String(late), 'delay', 'delayMs=800');
+  await setFault(String(late), 'delay', 'delayMs=800');
   try {
     await until('a hedge wins', async () => {
       const { result } = await query<{ result: unknown[] }>('query', {

@@ -31,7 +31,7 @@ const FORMATS = {
 };
 const WRONG_RESULTS = ['sentTwice', 'storedTwice', 'missing'];
 /** Columns with the total of all rounds. The others have the median. */
-const COUNTS = new Set(['sent', 'failed', ...WRONG_RESULTS]);
+const TOTALED_COLUMNS = new Set(['sent', 'failed', ...WRONG_RESULTS]);
 // How far a figure is from the ideal one. Everywhere else, that is the figure itself.
 const DISTANCE = { share: (value) => Math.abs(value - 2 / 3) };
 // Fewer requests can mean that some never reached api2, so a low number is no advantage.
@@ -45,7 +45,7 @@ const clients = selected('CLIENTS', CLIENTS);
 const scenarios = selected('SCENARIOS', SCENARIOS);
 /** The figures of each round: scenario, client, column. */
 const measured = mapCells(() => []);
-/** The total or the median of each of them. */
+/** The total or the median of the rounds, in the same structure. */
 let results;
 /** Measurements that failed and were repeated. */
 const discarded = [];
@@ -68,7 +68,7 @@ function combine(figures) {
   const figure = (column) => {
     const values = figures.map((round) => round[column]);
     if (values[0] === undefined) return undefined;
-    return COUNTS.has(column) ? values.reduce((total, value) => total + value) : median(values);
+    return TOTALED_COLUMNS.has(column) ? values.reduce((total, value) => total + value) : median(values);
   };
   return Object.fromEntries(Object.keys(figures[0]).map((column) => [column, figure(column)]));
 }
@@ -107,20 +107,21 @@ function cell(scenario, column, client) {
   const text = textOf(column, value);
   const marked = bestClients(scenario, column).has(client) ? `**${text}**` : text;
   if (column !== 'slowest' || rounds === 1) return marked;
-  const times = measured[scenario][client].map((round) => round[column]);
-  return `${marked} (${ms(Math.min(...times))} to ${ms(Math.max(...times))})`;
+  const durations = measured[scenario][client].map((round) => round[column]);
+  return `${marked} (${ms(Math.min(...durations))} to ${ms(Math.max(...durations))})`;
 }
 
-/** The client with the best figure, and those whose figure is within its measurements. */
+/** The client with the best figure, and those whose figure is no worse than its worst measurement. */
 function bestClients(scenario, column) {
   if (NOT_RANKED.has(column)) return new Set();
   const hasNoWrongResults = (client) => WRONG_RESULTS.every((wrong) => !results[scenario][client][wrong]);
   let ranked = clients.filter((client) => results[scenario][client][column] !== undefined);
   if (column === 'failed') ranked = ranked.filter(hasNoWrongResults);
-  // A request that failed has no response time, so times are only compared among clients with the fewest failures.
+  // A client that fails early can have good times, so times are only compared among clients with the fewest failures.
   else if (!WRONG_RESULTS.includes(column)) ranked = [...bestClients(scenario, 'failed')];
   const distance = DISTANCE[column] ?? Number;
-  const figure = (client) => distance(results[scenario][client][column] / (COUNTS.has(column) ? rounds : 1));
+  const figure = (client) =>
+    distance(results[scenario][client][column] / (TOTALED_COLUMNS.has(column) ? rounds : 1));
   const best = ranked.toSorted((a, b) => figure(a) - figure(b))[0];
   const limit = Math.max(...measured[scenario][best].map((round) => distance(round[column])));
   return new Set(ranked.filter((client) => figure(client) <= limit));
@@ -173,7 +174,7 @@ async function versions() {
 
 function roundsText() {
   if (rounds === 1) return 'Each cell is one measurement, and the best figures are in bold.';
-  return `Each cell was measured ${rounds} times, in ${rounds} rounds through all cells. "Sent", "failed" and the wrong results are totals; every other figure is the median, and the range of "slowest" follows in parentheses. The best figures are in bold, and so is any figure within the range of the best client's measurements (a total is divided by ${rounds} for that).`;
+  return `Each cell was measured ${rounds} times, in ${rounds} rounds through all cells. "Sent", "failed" and the wrong results are totals; every other figure is the median, and the range of "slowest" follows in parentheses. The best figures are in bold, and so is any figure that is no worse than the worst measurement of the best client (a total is divided by ${rounds} for that).`;
 }
 
 function discardedText() {
@@ -190,7 +191,7 @@ A small service, the caller, sends a request to api2 for each request that it ge
 
 A request failed if it had no complete 2xx response within the deadline of 2 s (and 0.1 s for the measurement). Clients with a timeout for each attempt have one of 650 ms and two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 received for each request of the load. Times are in milliseconds, measured by the load generator.
 
-${roundsText()} A request that failed has no response time, so times are compared only among the clients whose number of failures is in bold.${discardedText()}
+${roundsText()} A client that fails early can have good times, so times are compared only among the clients whose number of failures is in bold.${discardedText()}
 
 ## Failed requests
 

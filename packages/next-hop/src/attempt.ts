@@ -114,7 +114,7 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
   onRequestStart(controller: Dispatcher.DispatchController) {
     this.controller = controller;
     if (this.wasEndpointBusy) this.queuedMs = performance.now() - this.startedMs;
-    if (this.isCancelled) this.giveUp(controller);
+    if (this.isCancelled) this.discardRequest(controller);
     else if (this.wasEndpointBusy) this.exchange.leftQueue();
   }
 
@@ -158,8 +158,8 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
     this.fail(error);
   }
 
-  // Unlike `abort`, an exception leaves the connection open for other requests, but only undici's own pools catch it.
-  private giveUp(controller: Dispatcher.DispatchController) {
+  // Unlike `abort`, an exception keeps the connection open for other requests. A custom dispatcher may not catch it.
+  private discardRequest(controller: Dispatcher.DispatchController) {
     if (!this.exchange.hop.hasFactory) throw CANCELLED;
     controller.abort(CANCELLED);
   }

@@ -43,7 +43,7 @@ export class ConnectionAttempts {
     }
   }
 
-  /** Ends all attempts. The error must not be one after which undici connects again for the same request. */
+  /** Ends all attempts with a `ClientDestroyedError`. After a `SocketError`, for example, undici would connect again. */
   stop() {
     const error = new errors.ClientDestroyedError();
     for (const stop of [...this.stops]) stop(error);

@@ -20,8 +20,8 @@ export interface EndpointPoolOptions {
   /** Returns a dispatcher with at most `connections` connections to one address; none is opened before it is needed. */
   open: (address: LookupAddress, connections: number) => Dispatcher;
   /**
-   * Called, at first and at each lookup, with the endpoints that were added to others or connect slowly. They are ejected
-   * until `readmit` is called or a probe succeeds. Without it, such endpoints get requests.
+   * Called when an endpoint is added to others or connects slowly, and again at each lookup until it is readmitted. It
+   * is ejected until `readmit` is called or a probe succeeds. Without this option, such endpoints get requests.
    */
   checkConnection?: ((endpoint: Endpoint) => void) | undefined;
   lookup?: Lookup | undefined;
@@ -89,8 +89,8 @@ export class EndpointPool {
     this.ejectIfUnreliable(endpoint, nowMs);
   }
 
-  /** Ejects an endpoint that has not accepted a connection for the hedge delay, until a connection check succeeds. */
-  connectsSlowly(endpoint: Endpoint, nowMs: number) {
+  /** Ejects an endpoint that has not accepted a connection within the hedge delay, until a check or a probe succeeds. */
+  ejectUntilConnected(endpoint: Endpoint, nowMs: number) {
     const { checkConnection } = this.options;
     if (checkConnection === undefined || endpoint.isEjected) return;
     endpoint.awaitConnection(nowMs);

@@ -105,7 +105,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.sendAfterConnectionCheck().catch((error) => this.abort(error));
   }
 
-  /** Cancels the exchange. If `reason` is a `NextHopError` of this next hop, its response is unusable: a failure. */
+  /** Cancels the exchange. A `NextHopError` from this next hop means an unusable response, which counts as a failure. */
   abort(reason?: Error) {
     if (this.hasEnded) return;
     this.aborted = true;
@@ -144,7 +144,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.hasEnded || late === undefined || late.isQueued || this.winner !== undefined) return;
     const nowMs = performance.now();
     late.endpoint.suspect();
-    if (!late.wasSent) this.hop.endpoints.connectsSlowly(late.endpoint, nowMs);
+    if (!late.wasSent) this.hop.endpoints.ejectUntilConnected(late.endpoint, nowMs);
     this.avoid(late.endpoint);
     const other = this.hop.endpoints.choose(this.avoided);
     // Don't hedge if the hedge would be queued.

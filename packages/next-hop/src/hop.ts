@@ -11,7 +11,7 @@ export interface Hop {
   readonly name: string;
   readonly origin: URL;
   readonly timeoutMs: number;
-  /** Whether a `factory` of the caller opens the connections. */
+  /** Whether the option `factory` was set. */
   readonly hasFactory: boolean;
   readonly endpoints: EndpointPool;
   readonly budget: RetryBudget;

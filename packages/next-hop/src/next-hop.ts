@@ -324,7 +324,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
   }
 }
 
-// If something else fails, such as the check of the certificate, the address accepts connections.
+// Any other error, such as an invalid certificate, shows that the address accepts connections.
 function isConnectFailure(error: Error) {
   return error instanceof errors.ClientDestroyedError || NO_CONNECTION.has(errorCode(error, false));
 }

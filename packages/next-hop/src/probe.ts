@@ -24,7 +24,7 @@ export class Probe implements Dispatcher.DispatchHandler {
   onRequestStart(controller: Dispatcher.DispatchController) {
     this.controller = controller;
     if (!this.hasEnded) return;
-    // As in `Attempt`, this leaves the connection open.
+    // As in `Attempt`, an exception keeps the connection open.
     if (!this.hasFactory) throw ENDED;
     controller.abort(ENDED);
   }

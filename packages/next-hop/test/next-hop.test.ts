@@ -164,7 +164,7 @@ describe('get', () => {
     },
   );
 
-  test('does not count aborted requests as failures, even if the reason is the error of another next hop', async () => {
+  test('does not count aborted requests as failures, even if the reason is an error from another next hop', async () => {
     const { origin } = await server(() => {});
     const hop = client(origin);
     const controller = new AbortController();
@@ -266,7 +266,7 @@ describe('the option connect', () => {
     await expect(client(origin, { lookup, connect: { ca: cert } }).get('/')).rejects.toThrow(NextHopError);
   });
 
-  test('when a next hop whose certificate is for the host header is back, the circuit closes', async () => {
+  test('closes the circuit when a next hop returns whose certificate matches only the Host header', async () => {
     const { private: key, cert } = await certificate('hop.test');
     const port = await closedPort();
     const options = { lookup: lookupOf(['127.0.0.1']), connect: { ca: cert } };

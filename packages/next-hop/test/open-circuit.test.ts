@@ -218,7 +218,7 @@ describe('a next hop to which no connection can be established', () => {
     expect((await measure(hop)).outcome).toBe('ok');
   });
 
-  test('destroy ends attempts to connect, whatever its error', async () => {
+  test('destroy ends attempts to connect, whatever error it is given', async () => {
     const { connect, attempts } = connectorHangingAt('127.0.0.1');
     const hop = client('http://127.0.0.1:9', { connect });
     const response = hop.get('/').catch((error) => error);
@@ -333,7 +333,7 @@ describe('an address that is added', () => {
   });
 });
 
-test('an address to which attempts to connect hang delays one request, and is used again when it accepts connections', async () => {
+test('an address is ejected when connecting to it hangs, after at most two slow requests, and readmitted when it accepts connections', async () => {
   const { connect, hanging } = connectorHangingAt();
   const { port } = await server((_req, res) => void res.end('good'), '127.0.0.1');
   const flaky = (_req: unknown, res: ServerResponse) => void res.end('flaky');

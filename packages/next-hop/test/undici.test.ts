@@ -267,7 +267,7 @@ describe('MockAgent', () => {
   });
 });
 
-test('a dispatcher of the factory that starts a cancelled request late gets it aborted', async () => {
+test('aborts a cancelled request that a custom dispatcher starts late', async () => {
   const aborted: unknown[] = [];
   class Late extends undici8.Dispatcher {
     override dispatch(_options: unknown, handler: undici8.Dispatcher.DispatchHandler) {
