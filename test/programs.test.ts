@@ -322,10 +322,16 @@ test('a log that is not read uses bounded memory, and reports the number of drop
 
 test.each([
   ['while a write is in flight', `log(1000); process.exit(3)`],
-  // This reader buffers some data, so the pipe must be filled more than once.
+  // This reader buffers some data at some time, so the pipe must have been full for a while.
   [
     'while no write is in flight',
-    `fillPipe(); setTimeout(fillPipe, 200); setTimeout(() => { log(5); process.exit(3); }, 400)`,
+    `let fullMs = 0;
+    setInterval(() => {
+      fullMs = fillPipe() ? 0 : fullMs + 20;
+      if (fullMs < 300) return;
+      log(5);
+      process.exit(3);
+    }, 20)`,
   ],
 ])(
   'a process that exits %s waits for the reader of its log, and exits when the reader closes it',
@@ -334,7 +340,11 @@ test.each([
     const logger = require('./dist/chassis/telemetry/logger').createLogger('api', { logLevel: 'info', logFormat: 'json' });
     const text = 'x'.repeat(1000);
     const log = (lines) => { for (let i = 0; i < lines; i++) logger.info({ text }, 'line'); };
-    const fillPipe = () => { try { for (;;) require('node:fs').writeSync(1, text); } catch {} };
+    const fillPipe = () => {
+      let written = 0;
+      try { for (;;) written += require('node:fs').writeSync(1, text); } catch {}
+      return written > 0;
+    };
     ${exit};
   `;
     const child = spawn(process.execPath, ['-e', script], { stdio: ['ignore', 'pipe', 'inherit'] });
