@@ -9,7 +9,7 @@ export class Load {
   samples = [];
   #url;
   #bodyOf;
-  #agent = new Agent({ keepAliveTimeout: 1000 });
+  #agent = new Agent({ keepAliveTimeout: 1000, headersTimeout: GIVE_UP_MS, bodyTimeout: GIVE_UP_MS });
   #pending = new Set();
   #startedMs = performance.now();
   #timer;
@@ -55,7 +55,6 @@ export class Load {
       path: this.#url.pathname,
       method: this.#bodyOf ? 'POST' : 'GET',
       body: this.#bodyOf?.(number),
-      signal: AbortSignal.timeout(GIVE_UP_MS),
     });
     await body.dump();
     return [statusCode, Number(/dur=([\d.]+)/.exec(headers['server-timing'])?.[1])];

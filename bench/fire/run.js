@@ -1,5 +1,5 @@
 // npm run bench:fire: compares next-hop with other clients while api2 fails, in about 22 minutes.
-// ROUNDS=3 npm run bench:fire: the same three times, with totals and medians. FIRE.md is from such a run.
+// ROUNDS=4 npm run bench:fire: the same four times, with totals and medians. FIRE.md is from such a run.
 // To repeat some cells: CLIENTS=fetch,next-hop SCENARIOS=frozen npm run bench:fire. The results are then only printed.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { cpus, totalmem } from 'node:os';
@@ -37,6 +37,9 @@ const DISTANCE = { share: (value) => Math.abs(value - 2 / 3) };
 // Fewer requests can mean that some never reached api2, so a low number is no advantage.
 const NOT_RANKED = new Set(['requests']);
 
+/** A client counts as slower than the best one if the p-value is at most this. */
+const SIGNIFICANCE_LEVEL = 0.05;
+
 const rounds = Number(process.env.ROUNDS ?? 1);
 if (!(Number.isInteger(rounds) && rounds >= 1)) throw new Error('ROUNDS must be an integer of at least 1');
 const isComplete = process.env.CLIENTS === undefined && process.env.SCENARIOS === undefined;
@@ -68,10 +71,12 @@ function combine(figures) {
   const figure = (column) => {
     const values = figures.map((round) => round[column]);
     if (values[0] === undefined) return undefined;
-    return TOTALED_COLUMNS.has(column) ? values.reduce((total, value) => total + value) : median(values);
+    return TOTALED_COLUMNS.has(column) ? sum(values) : median(values);
   };
   return Object.fromEntries(Object.keys(figures[0]).map((column) => [column, figure(column)]));
 }
+
+const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 function median(values) {
   const sorted = values.toSorted((a, b) => a - b);
@@ -107,11 +112,41 @@ function cell(scenario, column, client) {
   const text = textOf(column, value);
   const marked = bestClients(scenario, column).has(client) ? `**${text}**` : text;
   if (column !== 'slowest' || rounds === 1) return marked;
-  const durations = measured[scenario][client].map((round) => round[column]);
-  return `${marked} (${ms(Math.min(...durations))} to ${ms(Math.max(...durations))})`;
+  const durations = durationsOf(scenario, client);
+  const range = `(${ms(Math.min(...durations))} to ${ms(Math.max(...durations))})`;
+  return `${marked}${isNotSignificantlySlower(scenario, client) ? ' †' : ''} ${range}`;
 }
 
-/** The client with the best figure, and those whose figure is no worse than its worst measurement. */
+const durationsOf = (scenario, client) => measured[scenario][client].map((round) => round.slowest);
+
+/** Whether a client is not the best in `slowest`, but not significantly slower than the best one either. */
+function isNotSignificantlySlower(scenario, client) {
+  const best = bestClients(scenario, 'slowest');
+  if (best.has(client) || !bestClients(scenario, 'failed').has(client)) return false;
+  const [reference] = best;
+  return rankSumPValue(durationsOf(scenario, client), durationsOf(scenario, reference)) > SIGNIFICANCE_LEVEL;
+}
+
+/**
+ * The p-value of the exact one-sided rank-sum test (Wilcoxon, 1945): the probability of a rank sum of `values` at least
+ * this high if both samples have the same distribution.
+ */
+function rankSumPValue(values, others) {
+  const all = [...values, ...others];
+  const below = (value) => all.filter((other) => other < value).length;
+  const ranks = all.map((value) => below(value) + all.filter((other) => other === value).length / 2);
+  const rankSums = subsets(ranks, values.length).map(sum);
+  const observed = sum(ranks.slice(0, values.length));
+  return rankSums.filter((rankSum) => rankSum >= observed).length / rankSums.length;
+}
+
+function subsets([first, ...rest], size) {
+  if (size === 0) return [[]];
+  if (first === undefined) return [];
+  return [...subsets(rest, size - 1).map((subset) => [first, ...subset]), ...subsets(rest, size)];
+}
+
+/** The clients whose figure, as printed, equals the best one. */
 function bestClients(scenario, column) {
   if (NOT_RANKED.has(column)) return new Set();
   const hasNoWrongResults = (client) => WRONG_RESULTS.every((wrong) => !results[scenario][client][wrong]);
@@ -119,12 +154,10 @@ function bestClients(scenario, column) {
   if (column === 'failed') ranked = ranked.filter(hasNoWrongResults);
   // A client that fails early can have good times, so times are only compared among clients with the fewest failures.
   else if (!WRONG_RESULTS.includes(column)) ranked = [...bestClients(scenario, 'failed')];
+  const figure = (client) => results[scenario][client][column];
   const distance = DISTANCE[column] ?? Number;
-  const figure = (client) =>
-    distance(results[scenario][client][column] / (TOTALED_COLUMNS.has(column) ? rounds : 1));
-  const best = ranked.toSorted((a, b) => figure(a) - figure(b))[0];
-  const limit = Math.max(...measured[scenario][best].map((round) => distance(round[column])));
-  return new Set(ranked.filter((client) => figure(client) <= limit));
+  const best = ranked.toSorted((a, b) => distance(figure(a)) - distance(figure(b)))[0];
+  return new Set(ranked.filter((client) => textOf(column, figure(client)) === textOf(column, figure(best))));
 }
 
 function summary() {
@@ -174,7 +207,7 @@ async function versions() {
 
 function roundsText() {
   if (rounds === 1) return 'Each cell is one measurement, and the best figures are in bold.';
-  return `Each cell was measured ${rounds} times, in ${rounds} rounds through all cells. "Sent", "failed" and the wrong results are totals; every other figure is the median, and the range of "slowest" follows in parentheses. The best figures are in bold, and so is any figure that is no worse than the worst measurement of the best client (a total is divided by ${rounds} for that).`;
+  return `Each cell was measured ${rounds} times, in ${rounds} rounds through all cells. "Sent", "failed" and the wrong results are totals; every other figure is the median, and the range of "slowest" follows in parentheses. The best figures are in bold. A figure with † is not the best, but not significantly slower either (exact one-sided rank-sum test against the best client, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons). With so few measurements, only differences without much overlap are significant, so † does not mean that two clients are equally fast.`;
 }
 
 function discardedText() {
@@ -187,7 +220,7 @@ async function report() {
 
 ${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${await versions()}, next-hop from this repository. All figures are from one run of \`ROUNDS=${rounds} npm run bench:fire\`.
 
-A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; 200 requests per second come from the host, whatever the responses are. Each scenario starts with a new caller, which gets requests for at least two seconds before the measurement. Where one replica of three fails, it is the one that got the most of these requests: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
+A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; 200 requests per second come from the host, whatever the responses are. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has compiled its code, and then 200 per second for at least one second. Where one replica of three fails, it is the one that got the most of these 200 per second: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
 
 A request failed if it had no complete 2xx response within the deadline of 2 s (and 0.1 s for the measurement). Clients with a timeout for each attempt have one of 650 ms and two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 received for each request of the load. Times are in milliseconds, measured by the load generator.
 

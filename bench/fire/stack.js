@@ -1,4 +1,5 @@
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
@@ -52,20 +53,16 @@ export const replicas = async () => (await containers('api2')).map(([name]) => n
 /** Brings api2 to `count` healthy replicas without a fault, whatever the previous scenario left behind. */
 export async function withReplicas(count) {
   const states = await containers('api2');
-  const paused = states.filter(([, state]) => state === 'paused').map(([name]) => name);
+  const namesOf = (isIncluded) => states.filter(isIncluded).map(([name]) => name);
+  const paused = namesOf(([, state]) => state === 'paused');
   if (paused.length > 0) await docker('unpause', ...paused);
+  // Docker reports a container that was paused as unhealthy until its next health check, up to a minute later.
+  const unhealthy = namesOf(([, state, health]) => state === 'paused' || health === 'unhealthy');
+  if (unhealthy.length > 0) await docker('restart', ...unhealthy);
   const isReady =
     states.length === count &&
     states.every(([, state, health]) => state === 'running' && health === 'healthy');
-  // A container that was paused can be unhealthy until its next health check, and `up --wait` fails until then.
-  for (let tries = 0; !isReady; tries++)
-    try {
-      await scale(count);
-      break;
-    } catch (error) {
-      if (tries === 50) throw error;
-      await sleep(200);
-    }
+  if (!isReady) await scale(count);
   await Promise.all((await replicas()).map((name) => fault(name, 'off')));
 }
 
@@ -90,6 +87,26 @@ export async function sentTwice() {
 
 /** Sets the fault of a replica, as services/api2/fault-command.ts describes it. */
 export const fault = (name, ...args) => docker('exec', name, NODE, 'services/api2/fault-command.js', ...args);
+
+/**
+ * Resolves to a function that sets the fault of a replica. The process that does it is started in advance, because
+ * starting Node uses enough CPU time to delay requests.
+ */
+export async function prepareFault(name, ...args) {
+  const program = `require('undici');
+    process.stdin.once('data', () => require('./services/api2/fault-command.js'));
+    console.log('ready');`;
+  const command = ['exec', '--interactive', name, NODE, '--eval', program, 'fault-command', ...args];
+  const child = spawn('docker', command, { stdio: ['pipe', 'pipe', 'inherit'] });
+  const ended = once(child, 'close').then(([code]) => code);
+  const ready = once(child.stdout, 'data');
+  const code = await Promise.race([ended, ready]);
+  if (typeof code === 'number') throw new Error(`The fault of ${name} could not be prepared.`);
+  return async () => {
+    child.stdin.end('set');
+    if ((await ended) !== 0) throw new Error(`The fault of ${name} could not be set.`);
+  };
+}
 
 /** Starts stopped replicas, and resolves when they are healthy. */
 export async function start(...names) {

@@ -15,8 +15,9 @@ const MIN_CONNECT_FAILURES_FOR_CHECKS = 8;
 
 /**
  * Opens when most of the recent exchanges failed, lets one probe through after a second, and closes when that
- * succeeds. While that probe is in flight, one more is let through each second. If it opened because no connection could be established, it instead waits for one, and then lets as many
- * probes through as there may be connections; the first result decides. Times are milliseconds of one monotonic clock.
+ * succeeds. While that probe is in flight, one more is let through each second. If it opened because no connection
+ * could be established, it instead waits for one, and then lets as many probes through as there may be connections;
+ * the first result decides. Times are milliseconds of one monotonic clock.
  */
 export class CircuitBreaker {
   state: CircuitState = 'closed';
