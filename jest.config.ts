@@ -12,7 +12,7 @@ const config: Config = {
   moduleNameMapper: { '^next-hop$': '<rootDir>/packages/next-hop/src' },
   testMatch: ['**/*.test.ts'],
   transform: { '\\.ts$': ['ts-jest', { diagnostics: false }] },
-  testTimeout: 20_000,
+  testTimeout: 60_000,
   // The tests mostly wait: on a machine with two cores, five workers are faster than one (the default, cores - 1).
   maxWorkers: 5,
 };

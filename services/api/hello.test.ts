@@ -258,7 +258,7 @@ describe('GET /hello when api2 returns no usable response', () => {
   });
 
   test('when it never responds and there is one connection: http_response_timeout, and the circuit opens', async () => {
-    const { app, lines } = createApi(await rawUpstream(hang), { connections: 1, timeoutMs: 120 });
+    const { app, lines } = createApi(await rawUpstream(hang), { connections: 1, timeoutMs: 240 });
     for (let i = 0; i < 16; i++) {
       const res = await request(app).get('/hello').expect(500);
       expect(res.headers['proxy-status']).toBe('api; error=http_response_timeout; next-hop=api2');
