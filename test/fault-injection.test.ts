@@ -57,12 +57,14 @@ test('missing fields get defaults, and the fault ends after its seconds', async 
     seconds: 60,
   });
   expect(JSON.parse((await putFault(api2, { kind: 'drip' })).text)).toMatchObject({ delayMs: 100 });
-  expect(JSON.parse((await putFault(api2, { kind: 'status', seconds: 0.2 })).text)).toMatchObject({
+  const startedMs = performance.now();
+  expect(JSON.parse((await putFault(api2, { kind: 'status', seconds: 2 })).text)).toMatchObject({
     status: 503,
   });
   expect((await call(`${api2.url}/respond`)).status).toBe(503);
-  await sleep(200);
-  while ((await call(`${api2.adminUrl}/fault`)).text !== '{}') await sleep(10);
+  while ((await call(`${api2.adminUrl}/fault`)).text !== '{}') await sleep(50);
+  expect(performance.now() - startedMs).toBeGreaterThan(1950);
+  expect(performance.now() - startedMs).toBeLessThan(10_000);
   expect((await call(`${api2.url}/respond`)).status).toBe(200);
 });
 

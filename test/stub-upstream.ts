@@ -48,7 +48,10 @@ export async function httpUpstream(
   return listen(server, () => requests, host, port);
 }
 
-/** A port that the kernel assigns to nobody, so that a test can listen on it later, and on several addresses. */
+/**
+ * A port below those that Linux assigns (from 32768 by default), so that it stays free for a test that listens on it
+ * later or on several addresses.
+ */
 const randomPort = () => 10_000 + Math.floor(Math.random() * 20_000);
 
 /** A loopback port on which no program listens. */

@@ -40,8 +40,16 @@ const NOT_RANKED = new Set(['requests']);
 /** A client counts as slower than the best one if the p-value is at most this. */
 const SIGNIFICANCE_LEVEL = 0.05;
 
+/** With fewer rounds, no difference can be significant. */
+const MIN_ROUNDS_FOR_TEST = 3;
+/** With more, the test would need too much memory. */
+const MAX_ROUNDS = 10;
+
+// A garbage collection of this process would delay requests, so most are avoided (see package.json), and one is forced.
+if (globalThis.gc === undefined) throw new Error('Start it with `npm run bench:fire`.');
 const rounds = Number(process.env.ROUNDS ?? 1);
-if (!(Number.isInteger(rounds) && rounds >= 1)) throw new Error('ROUNDS must be an integer of at least 1');
+if (!(Number.isInteger(rounds) && rounds >= 1 && rounds <= MAX_ROUNDS))
+  throw new Error(`ROUNDS must be an integer from 1 to ${MAX_ROUNDS}.`);
 const isComplete = process.env.CLIENTS === undefined && process.env.SCENARIOS === undefined;
 const selected = (variable, all) => process.env[variable]?.split(',') ?? Object.keys(all);
 const clients = selected('CLIENTS', CLIENTS);
@@ -114,13 +122,14 @@ function cell(scenario, column, client) {
   if (column !== 'slowest' || rounds === 1) return marked;
   const durations = durationsOf(scenario, client);
   const range = `(${ms(Math.min(...durations))} to ${ms(Math.max(...durations))})`;
-  return `${marked}${isNotSignificantlySlower(scenario, client) ? ' †' : ''} ${range}`;
+  return `${marked}${isInsignificantlySlower(scenario, client) ? ' †' : ''} ${range}`;
 }
 
 const durationsOf = (scenario, client) => measured[scenario][client].map((round) => round.slowest);
 
-/** Whether a client is not the best in `slowest`, but not significantly slower than the best one either. */
-function isNotSignificantlySlower(scenario, client) {
+/** Whether a client is slower than the best one in `slowest`, but not significantly. */
+function isInsignificantlySlower(scenario, client) {
+  if (rounds < MIN_ROUNDS_FOR_TEST) return false;
   const best = bestClients(scenario, 'slowest');
   if (best.has(client) || !bestClients(scenario, 'failed').has(client)) return false;
   const [reference] = best;
@@ -128,8 +137,8 @@ function isNotSignificantlySlower(scenario, client) {
 }
 
 /**
- * The p-value of the exact one-sided rank-sum test (Wilcoxon, 1945): the probability of a rank sum of `values` at least
- * this high if both samples have the same distribution.
+ * The p-value of the exact one-sided rank-sum test (Wilcoxon, 1945): the probability of a rank sum at least as high as
+ * that of `values` if both samples have the same distribution.
  */
 function rankSumPValue(values, others) {
   const all = [...values, ...others];
@@ -207,7 +216,12 @@ async function versions() {
 
 function roundsText() {
   if (rounds === 1) return 'Each cell is one measurement, and the best figures are in bold.';
-  return `Each cell was measured ${rounds} times, in ${rounds} rounds through all cells. "Sent", "failed" and the wrong results are totals; every other figure is the median, and the range of "slowest" follows in parentheses. The best figures are in bold. A figure with † is not the best, but not significantly slower either (exact one-sided rank-sum test against the best client, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons). With so few measurements, only differences without much overlap are significant, so † does not mean that two clients are equally fast.`;
+  return `Each cell was measured ${rounds} times, in ${rounds} rounds through all cells. "Sent", "failed" and the wrong results are totals; every other figure is the median, and the range of "slowest" follows in parentheses. The best figures are in bold.${testText()}`;
+}
+
+function testText() {
+  if (rounds < MIN_ROUNDS_FOR_TEST) return '';
+  return ` In the column "slowest", † marks a client that is not the best, but is not significantly slower than the best one (exact one-sided rank-sum test, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons; if several clients are the best, against the first one in the table). The other columns were not tested. With so few measurements, a difference is significant only if the ranges hardly overlap, so † does not mean that two clients are equally fast.`;
 }
 
 function discardedText() {
@@ -220,7 +234,7 @@ async function report() {
 
 ${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${await versions()}, next-hop from this repository. All figures are from one run of \`ROUNDS=${rounds} npm run bench:fire\`.
 
-A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; 200 requests per second come from the host, whatever the responses are. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has compiled its code, and then 200 per second for at least one second. Where one replica of three fails, it is the one that got the most of these 200 per second: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
+A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; 200 requests per second come from the host, whatever the responses are. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has already optimized the code for them, and then 200 requests per second for at least one second; \`POST\` has no such preparation. Where one of three replicas fails, it is the one that received the most requests just before: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
 
 A request failed if it had no complete 2xx response within the deadline of 2 s (and 0.1 s for the measurement). Clients with a timeout for each attempt have one of 650 ms and two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 received for each request of the load. Times are in milliseconds, measured by the load generator.
 

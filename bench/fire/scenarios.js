@@ -3,7 +3,7 @@ import { Load } from './load.js';
 import * as stack from './stack.js';
 
 const PER_SECOND = 200;
-// V8 compiles more than 100 functions of the caller around the 500th request, which occupies both cores for about 15 ms.
+// Around the 500th request, V8 optimizes more than 100 functions of the caller, which keeps both cores busy for 15 ms.
 const WARM_UP_REQUESTS = 1000;
 // api2 writes its log lines in batches.
 const LOG_DELAY_MS = 300;
@@ -195,7 +195,7 @@ async function warmUp() {
 
 /** Sends requests from a second before `disturb` until a second after it. */
 async function underLoad(disturb, bodyOf) {
-  // A full garbage collection of this process during a measurement would delay requests by up to 16 ms.
+  // Collect garbage now. A full collection during the measurement would delay requests by up to 16 ms.
   globalThis.gc();
   const sinceMs = Date.now();
   const load = new Load(stack.CALLER_URL, PER_SECOND, bodyOf);

@@ -89,22 +89,27 @@ export async function sentTwice() {
 export const fault = (name, ...args) => docker('exec', name, NODE, 'services/api2/fault-command.js', ...args);
 
 /**
- * Resolves to a function that sets the fault of a replica. The process that does it is started in advance, because
+ * Resolves to a function that sets the fault of a replica. The process that sets it is started in advance, because
  * starting Node uses enough CPU time to delay requests.
  */
 export async function prepareFault(name, ...args) {
   const program = `require('undici');
     process.stdin.once('data', () => require('./services/api2/fault-command.js'));
     console.log('ready');`;
+  // The arguments of the command start at `process.argv[2]`, after its name.
   const command = ['exec', '--interactive', name, NODE, '--eval', program, 'fault-command', ...args];
   const child = spawn('docker', command, { stdio: ['pipe', 'pipe', 'inherit'] });
+  const what = `The process that sets the fault of ${name}`;
   const ended = once(child, 'close').then(([code]) => code);
   const ready = once(child.stdout, 'data');
   const code = await Promise.race([ended, ready]);
-  if (typeof code === 'number') throw new Error(`The fault of ${name} could not be prepared.`);
+  if (typeof code === 'number') throw new Error(`${what} exited with code ${code} before it was ready.`);
+  // If the process has ended, its exit code says so.
+  child.stdin.on('error', () => {});
   return async () => {
     child.stdin.end('set');
-    if ((await ended) !== 0) throw new Error(`The fault of ${name} could not be set.`);
+    const exitCode = await ended;
+    if (exitCode !== 0) throw new Error(`${what} exited with code ${exitCode}.`);
   };
 }
 

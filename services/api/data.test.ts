@@ -10,9 +10,6 @@ const TIMEOUT_MS = 400;
 const JSON_TYPE = { 'content-type': 'application/json' };
 const cleanups: (() => Promise<unknown>)[] = [];
 
-// The first request of a process is slow, and would be hedged.
-beforeAll(async () => void (await (await startExternal(json('{}'))).get()));
-
 afterEach(async () => {
   for (const cleanup of cleanups.splice(0)) await cleanup();
 });
@@ -25,7 +22,10 @@ function createApi(hop: StubUpstream | string, options: TestNextHopOptions = {})
   return api;
 }
 
-/** Starts a stub of the external API. A test can replace its listener with `setListener`. */
+/**
+ * Starts a stub of the external API. A test can replace its listener with `setListener`. The deadline is long, because
+ * a hedge would be another request.
+ */
 async function startExternal(
   initialListener: (req: IncomingMessage, res: ServerResponse) => void,
   options: TestNextHopOptions = {},
@@ -36,7 +36,7 @@ async function startExternal(
     requests.push(req);
     listener(req, res);
   });
-  const { app, completed, lines } = createApi(hop, options);
+  const { app, completed, lines } = createApi(hop, { timeoutMs: 4000, ...options });
   const get = () => request(app).get('/data').buffer(true);
   return {
     app,
@@ -293,6 +293,7 @@ describe('the cache of /data', () => {
     async (_description, listener, logged) => {
       const { get, setListener, completed } = await startExternal(
         json('{"a":1}', { 'cache-control': 'max-age=80000', age: '80000' }),
+        { timeoutMs: TIMEOUT_MS },
       );
       await get().expect(200);
       setListener(listener);

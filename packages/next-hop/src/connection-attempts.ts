@@ -27,7 +27,9 @@ export class ConnectionAttempts {
       if (socket instanceof Socket) socket.destroy();
       end(error, null);
     };
-    const timer = setTimeout(() => stop(new errors.ConnectTimeoutError()), timeoutMs);
+    const expire = () => hasEnded || stop(new errors.ConnectTimeoutError());
+    // If this process was busy, the connection may have been established. That is seen before `expire` runs.
+    const timer = setTimeout(() => setImmediate(expire), timeoutMs);
     this.stops.add(stop);
     try {
       // undici's connector returns the socket, although its type does not say so.

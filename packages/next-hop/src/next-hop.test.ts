@@ -105,7 +105,7 @@ describe('several addresses', () => {
     for (const { ms } of slow) expect(ms).toBeLessThan(450);
   });
 
-  test('after 100 fast responses, an address that hangs costs less than 100 ms until it is ejected', async () => {
+  test('after 100 fast responses, an address that hangs costs less than a quarter of the deadline until it is ejected', async () => {
     let isFrozen = false;
     const hosts = ['127.0.0.1', '127.0.0.2'];
     const [healthy] = await replicas('127.0.0.1');
@@ -121,7 +121,7 @@ describe('several addresses', () => {
       await sleep(10);
     }
     expect(results.map(({ outcome }) => outcome)).toEqual(results.map(() => '127.0.0.1'));
-    expect(Math.max(...results.map(({ ms }) => ms))).toBeLessThan(100);
+    expect(Math.max(...results.map(({ ms }) => ms))).toBeLessThan(240);
     const requests = frozen.requests();
     for (let i = 0; i < 20; i++) await measure(hop);
     expect(frozen.requests()).toBe(requests);
@@ -607,7 +607,7 @@ describe('under load', () => {
 async function fullPort(host: string) {
   const port = await closedPort();
   const program = `require('node:net').createServer().listen({ port: ${port}, host: '${host}', backlog: 1 }, () => {
-    require('node:fs').writeSync(1, 'full');
+    require('node:fs').writeSync(1, 'listening');
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 15000);
   });`;
   const child = spawn(process.execPath, ['-e', program], { stdio: ['ignore', 'pipe', 'inherit'] });

@@ -32,6 +32,8 @@ async function measure(hop: NextHop) {
   return { outcome, ms: performance.now() - startedMs };
 }
 
+const block = (ms: number) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+
 const median = (values: number[]) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
 
 async function openCircuit(hop: NextHop) {
@@ -77,7 +79,7 @@ describe('a next hop to which no connection can be established', () => {
     const results = await Promise.all(Array.from({ length: 20 }, () => measure(hop)));
     for (const { outcome, ms } of results) {
       expect(outcome).toBe('ok');
-      // A request that is sent to another address waits for a hedge, after a quarter of the deadline.
+      // A request to another address would take at least a quarter of the deadline, until it is hedged.
       expect(ms).toBeLessThan(timeoutMs / 8);
     }
   });
@@ -96,6 +98,15 @@ describe('a next hop to which no connection can be established', () => {
     }
     expect(median(times)).toBeGreaterThan(20);
     expect(median(times)).toBeLessThan(40);
+  });
+
+  test('a connection that is established while this process is busy counts, although 25 ms have passed', async () => {
+    const { hop, listen } = await withOpenCircuit();
+    await listen();
+    const result = measure(hop);
+    for (let i = 0; i < 10; i++) await new Promise(process.nextTick);
+    block(60);
+    expect((await result).outcome).toBe('ok');
   });
 
   test('a request whose deadline or caller ends it earlier waits no longer', async () => {
@@ -365,26 +376,33 @@ test('an address is ejected when connecting to it hangs, after at most two reque
 test('a hedge that wins while the first attempt connects leaves that connection to later requests', async () => {
   const { port } = await server((_req, res) => void res.end('near'), '127.0.0.1');
   const far = await server((_req, res) => void res.end('far'), '127.0.0.2', port);
-  const connect: buildConnector.connector = (target, callback) =>
-    void setTimeout(() => systemConnector(target, callback), target.hostname === '127.0.0.2' ? 150 : 0);
+  const held: (() => void)[] = [];
+  let holdsFar = false;
+  const connect: buildConnector.connector = (target, callback) => {
+    const connectNow = () => void systemConnector(target, callback);
+    if (holdsFar && target.hostname === '127.0.0.2') held.push(connectNow);
+    else connectNow();
+  };
   let addresses = ['127.0.0.1'];
   const lookup = () => lookupOf(addresses)();
-  const hop = client(`http://hop.test:${port}`, { connect, lookup, lookupIntervalMs: 50 });
+  const hop = client(`http://hop.test:${port}`, { connect, lookup, lookupIntervalMs: 50, timeoutMs: 8000 });
   // After 100 responses, a hedge is sent after some milliseconds.
   for (let i = 0; i < 100; i++) await measure(hop);
   addresses = ['127.0.0.1', '127.0.0.2'];
-  await until(() => far.connections() === 1);
-  await until(() => hop.ejectedAddresses.length === 0);
+  await until(() => far.connections() === 1 && hop.ejectedAddresses.length === 0);
+  holdsFar = true;
   const outcomes = [];
   for (let i = 0; i < 10; i++) outcomes.push((await measure(hop)).outcome);
-  expect(outcomes).not.toContain('far');
-  // Wait until no connection check opens another connection.
-  let connections = 0;
-  while (connections < far.connections()) {
-    connections = far.connections();
-    await sleep(300);
-  }
-  for (let i = 0; i < 10; i++) outcomes.push((await measure(hop)).outcome);
-  expect(outcomes).toContain('far');
+  expect(outcomes).toEqual(new Array(10).fill('near'));
+  holdsFar = false;
+  for (const connectNow of held) connectNow();
+  const connections = 1 + held.length;
+  await until(() => far.connections() === connections && hop.ejectedAddresses.length === 0);
+  // Now the client also notices that it is connected.
+  await sleep(100);
+  const texts = [];
+  // A probe would open a connection.
+  for (let i = 0; i < 10; i++) texts.push((await hop.get('/', { allowProbe: false })).text());
+  expect(texts).toContain('far');
   expect(far.connections()).toBe(connections);
 });
