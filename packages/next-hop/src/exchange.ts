@@ -131,7 +131,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   /** Called when the hedge delay has passed. */
   hedge() {
     const leftMs = this.leftMs();
-    if (leftMs <= 0) return this.expire();
+    if (leftMs === 0) return this.expire();
     this.timer = setTimeout(expire, leftMs, this);
     // If this process was busy, the response may have arrived already. It is read before this callback runs.
     setImmediate(hedgeNow, this);
@@ -273,12 +273,12 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.hasEnded) return;
     this.admittedMs = performance.now();
     this.admission = breaker.admit(this.admittedMs);
-    if (this.admission === 'pass' || this.admission === 'probe') this.sendFirst(Math.max(0, this.leftMs()));
+    if (this.admission === 'pass' || this.admission === 'probe') this.sendFirst(this.leftMs());
     else this.fail('destination_unavailable');
   }
 
   private leftMs() {
-    return this.startedMs + this.timeoutMs - performance.now();
+    return Math.max(0, this.startedMs + this.timeoutMs - performance.now());
   }
 
   private get hedgeDelayMs() {

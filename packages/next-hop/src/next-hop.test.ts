@@ -352,6 +352,20 @@ describe('retries', () => {
     expect(slow.requests()).toBe(4);
   });
 
+  test('a request that gets a connection only after its deadline starts no timer with a negative delay', async () => {
+    const server = await httpUpstream((_req, res) => void setTimeout(() => res.end('ok'), 50));
+    cleanups.push(() => server.close());
+    const hop = clientOf(server.origin, { connections: 1, timeoutMs: 200 });
+    const setTimeoutSpy = jest.spyOn(globalThis, 'setTimeout');
+    cleanups.push(async () => setTimeoutSpy.mockRestore());
+    const block = () => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 250);
+    // undici sends the next request one turn of the event loop later. This delays it until after its deadline.
+    const onResponseStart = () => void setImmediate(() => setImmediate(block));
+    hop.dispatch({ path: '/', method: 'GET' }, { onResponseStart, onResponseError: () => {} });
+    expect((await measure(hop)).outcome).toMatch(/connection_limit_reached|http_response_timeout/);
+    for (const [, delayMs = 0] of setTimeoutSpy.mock.calls) expect(delayMs).toBeGreaterThanOrEqual(0);
+  });
+
   test('a request that had to wait for a connection is hedged when its own response is slow', async () => {
     let hung = 0;
     const server = await httpUpstream((req, res) => {
