@@ -59,9 +59,14 @@ export class EndpointPool {
   choose(avoid: readonly Endpoint[] = NONE): Endpoint | undefined {
     const { endpoints } = this;
     let best = this.next();
+    const first = this.lastChosen;
     for (let i = 1; i < endpoints.length; i++) {
-      const candidate = endpoints[(this.lastChosen + i) % endpoints.length] as Endpoint;
-      if (isBetter(candidate, best as Endpoint, avoid)) best = candidate;
+      const index = (first + i) % endpoints.length;
+      const candidate = endpoints[index] as Endpoint;
+      if (!isBetter(candidate, best as Endpoint, avoid)) continue;
+      best = candidate;
+      // Otherwise, the endpoint after an ejected one would also get the share of that one.
+      this.lastChosen = index;
     }
     return best;
   }
@@ -185,6 +190,8 @@ export class EndpointPool {
   }
 
   private replace(found: readonly LookupAddress[]) {
+    if (!Array.isArray(found) || !found.every((entry) => typeof entry?.address === 'string'))
+      throw new TypeError('lookup must resolve to an array of objects with the property address');
     const unique = [...new Map(found.map((address) => [address.address, address])).values()];
     const used = unique.slice(0, this.options.connections);
     const maxConnections = Math.max(1, Math.floor(this.options.connections / used.length));

@@ -131,7 +131,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   /** Called when the hedge delay has passed. */
   hedge() {
     const leftMs = this.leftMs();
-    if (leftMs === 0) return this.expire();
+    if (leftMs === 0) return expire(this);
     this.timer = setTimeout(expire, leftMs, this);
     // If this process was busy, the response may have arrived already. It is read before this callback runs.
     setImmediate(hedgeNow, this);
@@ -147,13 +147,19 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (!late.wasSent) this.hop.endpoints.ejectUntilConnected(late.endpoint, nowMs);
     this.avoid(late.endpoint);
     const other = this.hop.endpoints.choose(this.avoided);
-    // Don't hedge if the hedge would be queued.
-    if (other === undefined || other.isBusy || !this.hop.budget.withdrawHedge(nowMs)) return;
-    this.send('hedge');
+    // A hedge that would be queued is sent later, if that is possible then.
+    if (other?.isBusy) return this.hedgeLater();
+    if (other !== undefined && this.hop.budget.withdrawHedge(nowMs)) this.send('hedge');
+  }
+
+  private hedgeLater() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(hedge, Math.min(this.timeoutMs / 4, this.leftMs()), this);
   }
 
   /** Called when the deadline has passed. */
   expire() {
+    if (this.hasEnded) return;
     // An attempt that was sent says more about the next hop than one that is still queued.
     const late = this.inFlight.find((attempt) => !attempt.isQueued) ?? this.inFlight[0];
     // If an earlier attempt could not connect, this one waits because others can't connect either.
@@ -377,7 +383,9 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.hop.observer.probeStarted?.(endpoint.address);
     const { isRepeatable, request, origin, path } = this;
     const probe = isRepeatable ? { ...request, origin } : { origin, path, method: 'HEAD' as const };
-    new Probe(this.timeoutMs / 4, this.hop.hasFactory, (status) => {
+    // An ejected endpoint may be healthy, but slower than a quarter of the deadline.
+    const timeoutMs = endpoint.isEjected ? this.timeoutMs : this.timeoutMs / 4;
+    new Probe(timeoutMs, this.hop.hasFactory, (status) => {
       if (isUsable(status)) endpoint.succeeded();
       else endpoint.probeFailed(performance.now());
     }).send(probe, endpoint.connections);
@@ -490,6 +498,11 @@ function hedgeNow(exchange: Exchange) {
   exchange.hedgeNow();
 }
 
+// As in `Exchange.hedge`, a response that has arrived already is read first.
 function expire(exchange: Exchange) {
+  setImmediate(expireNow, exchange);
+}
+
+function expireNow(exchange: Exchange) {
   exchange.expire();
 }

@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import type { ServerResponse } from 'node:http';
 import { connect, type Socket } from 'node:net';
 import { PassThrough } from 'node:stream';
 import { Worker } from 'node:worker_threads';
@@ -125,6 +126,35 @@ describe('several addresses', () => {
     const requests = frozen.requests();
     for (let i = 0; i < 20; i++) await measure(hop);
     expect(frozen.requests()).toBe(requests);
+  });
+
+  test('while one of five addresses is ejected, the others get equal shares', async () => {
+    const five = [...three, '127.0.0.4', '127.0.0.5'];
+    const [first] = await replicas(...five.filter((host) => host !== '127.0.0.3'));
+    const hop = clientOf(`http://hop.test:${first?.port}`, { lookup: addressesOf(five) });
+    await countOutcomes(hop, 5);
+    expect(hop.ejectedAddresses).toEqual(['127.0.0.3']);
+    const counts = await countOutcomes(hop, 40);
+    expect(Object.values(counts).sort()).toEqual([10, 10, 10, 10]);
+  });
+
+  test('an address that responds after a third of the deadline is readmitted', async () => {
+    const slow = (_req: unknown, res: ServerResponse) => void setTimeout(() => res.end(), 330);
+    const first = await httpUpstream(slow, '127.0.0.1');
+    cleanups.push(() => first.close());
+    const hop = clientOf(`http://hop.test:${first.port}`, { lookup: addressesOf(three.slice(0, 2)) });
+    for (let i = 0; i < 2; i++) expect((await measure(hop)).outcome).toBe('');
+    expect(hop.ejectedAddresses).toEqual(['127.0.0.2']);
+    const back = await httpUpstream(slow, '127.0.0.2', first.port);
+    cleanups.push(() => back.close());
+    const endMs = performance.now() + 4000;
+    const responses = [];
+    while (hop.ejectedAddresses.length > 0 && performance.now() < endMs) {
+      responses.push(measure(hop));
+      await sleep(50);
+    }
+    await Promise.all(responses);
+    expect(hop.ejectedAddresses).toEqual([]);
   });
 
   test('replicas that become slower than another one are hedged, but not ejected', async () => {
@@ -350,6 +380,30 @@ describe('retries', () => {
     const outcomes = await Promise.all([1, 2, 3, 4].map(() => measure(hop)));
     expect(outcomes.map(({ outcome }) => outcome)).toEqual(new Array(4).fill('slow'));
     expect(slow.requests()).toBe(4);
+  });
+
+  test('a request is hedged later if all connections to the other address are busy at first', async () => {
+    const slow = await httpUpstream((_req, res) => void setTimeout(() => res.end('slow'), 700), '127.0.0.1');
+    cleanups.push(() => slow.close());
+    const frozen = await httpUpstream(() => {}, '127.0.0.2', slow.port);
+    cleanups.push(() => frozen.close());
+    const lookup = addressesOf(['127.0.0.1', '127.0.0.2']);
+    const hop = clientOf(`http://hop.test:${slow.port}`, { lookup, connections: 2, timeoutMs: 2000 });
+    const results = await Promise.all([measure(hop), measure(hop)]);
+    expect(results.map(({ outcome }) => outcome)).toEqual(['slow', 'slow']);
+    expect(frozen.requests()).toBe(1);
+  });
+
+  test('a response that arrives while this process is busy counts, although the deadline has passed', async () => {
+    const block = () => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 300);
+    const server = await httpUpstream((_req, res) => {
+      res.end('ok');
+      if (server.requests() > 1) setImmediate(block);
+    });
+    cleanups.push(() => server.close());
+    const hop = clientOf(server.origin, { timeoutMs: 200 });
+    for (let i = 0; i < 2; i++) expect((await measure(hop)).outcome).toBe('ok');
+    expect(server.requests()).toBe(2);
   });
 
   test('a request that gets a connection only after its deadline starts no timer with a negative delay', async () => {

@@ -14,7 +14,8 @@ export class Probe implements Dispatcher.DispatchHandler {
     /** Called with the status of the response, or undefined if there was none. */
     private readonly onEnd: (status: number | undefined) => void,
   ) {
-    this.timer = setTimeout(() => this.end(), timeoutMs);
+    // If this process was busy, the response may have arrived already. It is read before the probe ends.
+    this.timer = setTimeout(() => setImmediate(() => this.end()), timeoutMs);
   }
 
   send(request: Dispatcher.DispatchOptions, connections: Dispatcher) {

@@ -326,6 +326,16 @@ describe('the option connect', () => {
 });
 
 describe('the option lookup', () => {
+  test('that resolves to anything but addresses is a dns_error', async () => {
+    for (const found of [['127.0.0.1'], [{ host: '127.0.0.1' }], '127.0.0.1']) {
+      const lookup = (async () => found) as unknown as NextHopOptions['lookup'] & {};
+      await expect(client('http://hop.test', { lookup }).get('/')).rejects.toMatchObject({
+        code: 'dns_error',
+        cause: { message: 'lookup must resolve to an array of objects with the property address' },
+      });
+    }
+  });
+
   test('resolves the host name of the origin', async () => {
     const { port } = await server((_req, res) => void res.end('ok'));
     const names: string[] = [];
