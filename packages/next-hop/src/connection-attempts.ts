@@ -28,7 +28,7 @@ export class ConnectionAttempts {
       end(error, null);
     };
     const expire = () => hasEnded || stop(new errors.ConnectTimeoutError());
-    // If this process was busy, the connection may have been established. That is seen before `expire` runs.
+    // If this process was busy, a TCP connection may have been established. Its event is handled before `expire` runs.
     const timer = setTimeout(() => setImmediate(expire), timeoutMs);
     this.stops.add(stop);
     try {

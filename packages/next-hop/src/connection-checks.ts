@@ -45,7 +45,7 @@ export class ConnectionChecks {
     const { promise: timeout, reject } = Promise.withResolvers<never>();
     const waitMs = Math.min(MAX_WAIT_MS, timeoutMs);
     const giveUp = () => reject(new errors.ConnectTimeoutError(`no connection within ${waitMs} ms`));
-    // If this process was busy, a connection may have been established. It is seen before `giveUp` runs.
+    // If this process was busy, a connection may have been established. Its event is handled before `giveUp` runs.
     const timer = setTimeout(() => setImmediate(giveUp), waitMs);
     const checks = endpoints.slice(0, MAX_ADDRESSES).map((endpoint) => this.startOrJoin(endpoint));
     try {

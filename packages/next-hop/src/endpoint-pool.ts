@@ -52,28 +52,27 @@ export class EndpointPool {
   }
 
   /**
-   * Chooses the endpoint for the next attempt: the one with the fewest requests in flight, round-robin among
-   * equals. Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if all others are
+   * Chooses the endpoint for the next attempt: the one with the fewest requests in flight, among equals round-robin or,
+   * with `avoid`, at random. Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if all others are
    * ejected or also in `avoid`; the one that was added first is preferred. Returns undefined while no address is known.
    */
   choose(avoid: readonly Endpoint[] = NONE): Endpoint | undefined {
     const { endpoints } = this;
-    let best = this.next();
-    const first = this.lastChosen;
+    const isFirstAttempt = avoid.length === 0;
+    const start = isFirstAttempt ? this.nextIndex : Math.floor(Math.random() * endpoints.length);
+    let best = start;
     for (let i = 1; i < endpoints.length; i++) {
-      const index = (first + i) % endpoints.length;
-      const candidate = endpoints[index] as Endpoint;
-      if (!isBetter(candidate, best as Endpoint, avoid)) continue;
-      best = candidate;
-      // Otherwise, the endpoint after an ejected one would also get the share of that one.
-      this.lastChosen = index;
+      const index = (start + i) % endpoints.length;
+      if (isBetter(endpoints[index] as Endpoint, endpoints[best] as Endpoint, avoid)) best = index;
     }
-    return best;
+    // Continue after the chosen endpoint. Otherwise, the endpoint after an ejected one would get the share of both.
+    if (isFirstAttempt) this.lastChosen = best;
+    return endpoints[best];
   }
 
   /** Returns all endpoints, whatever their state, each time starting with another one. */
   rotated(): Endpoint[] {
-    this.next();
+    this.lastChosen = this.nextIndex;
     return [...this.endpoints.slice(this.lastChosen), ...this.endpoints.slice(0, this.lastChosen)];
   }
 
@@ -165,9 +164,8 @@ export class EndpointPool {
     await Promise.all([...this.endpoints, ...this.retired].map((endpoint) => endpoint.destroy(error)));
   }
 
-  private next(): Endpoint | undefined {
-    this.lastChosen = this.lastChosen + 1 < this.endpoints.length ? this.lastChosen + 1 : 0;
-    return this.endpoints[this.lastChosen];
+  private get nextIndex() {
+    return this.lastChosen + 1 < this.endpoints.length ? this.lastChosen + 1 : 0;
   }
 
   private stop() {
@@ -179,6 +177,8 @@ export class EndpointPool {
     const { hostname, lookup = lookUpAll } = this.options;
     try {
       const found = await lookup(hostname);
+      if (!Array.isArray(found) || !found.every((entry) => typeof entry?.address === 'string'))
+        throw new TypeError('lookup must resolve to an array of objects whose `address` is a string');
       if (number < this.lastApplied) return;
       this.lookupError = undefined;
       this.lastApplied = number;
@@ -190,8 +190,6 @@ export class EndpointPool {
   }
 
   private replace(found: readonly LookupAddress[]) {
-    if (!Array.isArray(found) || !found.every((entry) => typeof entry?.address === 'string'))
-      throw new TypeError('lookup must resolve to an array of objects with the property address');
     const unique = [...new Map(found.map((address) => [address.address, address])).values()];
     const used = unique.slice(0, this.options.connections);
     const maxConnections = Math.max(1, Math.floor(this.options.connections / used.length));

@@ -74,11 +74,16 @@ export class Endpoint {
 
   /** Called after a complete response other than 502, 503 and 504. */
   succeeded() {
+    this.probeSucceeded();
+    this.ejectionMs = FIRST_EJECTION_MS;
+  }
+
+  /** Readmits it. The next ejection is still longer, until another request succeeds. */
+  probeSucceeded() {
     this.readmit();
     this.suspicions = 0;
     this.consecutiveFailures = 0;
     this.outcomes = (this.outcomes << 1) & OUTCOMES_MASK;
-    this.ejectionMs = FIRST_EJECTION_MS;
   }
 
   /** Ejects it until a connection check or a probe succeeds. */
@@ -100,8 +105,10 @@ export class Endpoint {
   }
 
   probeFailed(nowMs: number) {
+    const wasEjectedMeanwhile = this.isEjected && this.probeAtMs !== Number.POSITIVE_INFINITY;
+    if (wasEjectedMeanwhile) return;
     // If other requests had a response in the meantime, only the probe was slow.
-    if (this.isEjected || this.suspicions > 0) this.eject(nowMs);
+    if (this.isEjected || this.suspicions > 0) this.startEjection(nowMs);
     else this.probeAtMs = 0;
   }
 
@@ -117,7 +124,10 @@ export class Endpoint {
 
   eject(nowMs: number) {
     // Concurrent requests fail together, which counts as one failure.
-    if (this.isEjected && this.probeAtMs !== Number.POSITIVE_INFINITY) return;
+    if (!this.isEjected) this.startEjection(nowMs);
+  }
+
+  private startEjection(nowMs: number) {
     this.isEjected = true;
     this.outcomes = 0;
     this.probeAtMs = nowMs + this.ejectionMs;

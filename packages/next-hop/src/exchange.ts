@@ -56,6 +56,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   private admission: Admission = 'rejected';
   private admittedMs = this.startedMs;
   private timer: NodeJS.Timeout | undefined;
+  /** The attempt that had no response when the hedge delay passed. */
+  private late: Attempt | undefined;
   // If the deadline passes before the first attempt, the lookup has not finished.
   private lastCode: NextHopErrorCode = 'dns_timeout';
   private lastCause: unknown;
@@ -128,7 +130,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.winner?.resume();
   }
 
-  /** Called when the hedge delay has passed. */
+  /** Called when the hedge delay has passed, and again later if a hedge would have had to wait for a connection. */
   hedge() {
     const leftMs = this.leftMs();
     if (leftMs === 0) return expire(this);
@@ -143,22 +145,28 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     // A queued attempt says nothing about the endpoint, so don't hedge it.
     if (this.hasEnded || late === undefined || late.isQueued || this.winner !== undefined) return;
     const nowMs = performance.now();
-    late.endpoint.suspect();
-    if (!late.wasSent) this.hop.endpoints.ejectUntilConnected(late.endpoint, nowMs);
-    this.avoid(late.endpoint);
+    if (this.late === undefined) {
+      this.late = late;
+      late.endpoint.suspect();
+      if (!late.wasSent) this.hop.endpoints.ejectUntilConnected(late.endpoint, nowMs);
+      this.avoid(late.endpoint);
+    } else if (late !== this.late) return;
     const other = this.hop.endpoints.choose(this.avoided);
-    // A hedge that would be queued is sent later, if that is possible then.
+    // If the hedge would have to wait for a connection, try again later.
     if (other?.isBusy) return this.hedgeLater();
     if (other !== undefined && this.hop.budget.withdrawHedge(nowMs)) this.send('hedge');
   }
 
   private hedgeLater() {
+    const delayMs = this.timeoutMs / 4;
+    // The timer is already set to the deadline.
+    if (this.leftMs() <= delayMs) return;
     clearTimeout(this.timer);
-    this.timer = setTimeout(hedge, Math.min(this.timeoutMs / 4, this.leftMs()), this);
+    this.timer = setTimeout(hedge, delayMs, this);
   }
 
-  /** Called when the deadline has passed. */
-  expire() {
+  /** Ends the exchange because its deadline has passed. */
+  expireNow() {
     if (this.hasEnded) return;
     // An attempt that was sent says more about the next hop than one that is still queued.
     const late = this.inFlight.find((attempt) => !attempt.isQueued) ?? this.inFlight[0];
@@ -384,9 +392,10 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     const { isRepeatable, request, origin, path } = this;
     const probe = isRepeatable ? { ...request, origin } : { origin, path, method: 'HEAD' as const };
     // An ejected endpoint may be healthy, but slower than a quarter of the deadline.
-    const timeoutMs = endpoint.isEjected ? this.timeoutMs : this.timeoutMs / 4;
+    const deadlineMs = Math.min(this.timeoutMs, this.hop.timeoutMs);
+    const timeoutMs = endpoint.isEjected ? deadlineMs : deadlineMs / 4;
     new Probe(timeoutMs, this.hop.hasFactory, (status) => {
-      if (isUsable(status)) endpoint.succeeded();
+      if (isUsable(status)) endpoint.probeSucceeded();
       else endpoint.probeFailed(performance.now());
     }).send(probe, endpoint.connections);
   }
@@ -498,11 +507,11 @@ function hedgeNow(exchange: Exchange) {
   exchange.hedgeNow();
 }
 
-// As in `Exchange.hedge`, a response that has arrived already is read first.
+// If this process was busy, the response may have arrived already. As in `Exchange.hedge`, it is read first.
 function expire(exchange: Exchange) {
   setImmediate(expireNow, exchange);
 }
 
 function expireNow(exchange: Exchange) {
-  exchange.expire();
+  exchange.expireNow();
 }

@@ -28,6 +28,16 @@ describe('the choice of an endpoint', () => {
     await pool.close();
   });
 
+  test('continues after the previous first attempt, whatever retries and hedges were chosen since', async () => {
+    const pool = await poolOf('127.0.0.1', '127.0.0.2');
+    for (let i = 0; i < 10; i++) {
+      const first = pool.choose() as Endpoint;
+      for (let j = 0; j < 2; j++) expect(pool.choose([first])).not.toBe(first);
+      expect(pool.choose()).not.toBe(first);
+    }
+    await pool.close();
+  });
+
   test('prefers endpoints that were not tried, then the one that was tried first', async () => {
     const pool = await poolOf('127.0.0.1', '127.0.0.2', '127.0.0.3');
     const [first, second, third] = [pool.choose(), pool.choose(), pool.choose()] as [
@@ -84,6 +94,36 @@ describe('ejection', () => {
     expect(endpoint.isEjected).toBe(true);
   });
 
+  test('is twice as long each time, even if the probe succeeds, until another request does', () => {
+    const endpoint = createEndpoint();
+    for (const [ejectedAtMs, lastsMs] of [
+      [0, 1000],
+      [10_000, 2000],
+      [20_000, 4000],
+    ] as const) {
+      endpoint.eject(ejectedAtMs);
+      expect(endpoint.isDueForProbe(ejectedAtMs + lastsMs - 1)).toBe(false);
+      expect(endpoint.isDueForProbe(ejectedAtMs + lastsMs)).toBe(true);
+      endpoint.startProbe();
+      endpoint.probeSucceeded();
+      expect(endpoint.isEjected).toBe(false);
+    }
+    endpoint.succeeded();
+    endpoint.eject(0);
+    expect(endpoint.isDueForProbe(1000)).toBe(true);
+  });
+
+  test('of an endpoint whose probe is in flight is not prolonged by other failures', () => {
+    const endpoint = createEndpoint();
+    endpoint.eject(0);
+    endpoint.startProbe();
+    for (let i = 0; i < 10; i++) endpoint.failed(1500);
+    expect(endpoint.isDueForProbe(5000)).toBe(false);
+    endpoint.probeFailed(2000);
+    expect(endpoint.isDueForProbe(3999)).toBe(false);
+    expect(endpoint.isDueForProbe(4000)).toBe(true);
+  });
+
   test('ejects an endpoint when five of its last 20 requests failed, until half of the endpoints are ejected', async () => {
     const pool = await poolOf('127.0.0.1', '127.0.0.2', '127.0.0.3');
     const [first, second] = [pool.choose(), pool.choose()] as [Endpoint, Endpoint];
@@ -110,12 +150,13 @@ describe('ejection', () => {
     const endpoint = createEndpoint();
     const durationsMs: number[] = [];
     let nowMs = 0;
+    endpoint.eject(nowMs);
     for (let probes = 0; probes < 7; probes++) {
-      endpoint.eject(nowMs);
       const sinceMs = nowMs;
       while (!endpoint.isDueForProbe(nowMs)) nowMs += 500;
       durationsMs.push(nowMs - sinceMs);
       endpoint.startProbe();
+      endpoint.probeFailed(nowMs);
     }
     expect(durationsMs).toEqual([1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
   });

@@ -326,13 +326,14 @@ describe('the option connect', () => {
 });
 
 describe('the option lookup', () => {
-  test('that resolves to anything but addresses is a dns_error', async () => {
+  test('that does not resolve to an array of addresses makes requests fail with dns_error, and is the cause while the circuit is open', async () => {
     for (const found of [['127.0.0.1'], [{ host: '127.0.0.1' }], '127.0.0.1']) {
       const lookup = (async () => found) as unknown as NextHopOptions['lookup'] & {};
-      await expect(client('http://hop.test', { lookup }).get('/')).rejects.toMatchObject({
-        code: 'dns_error',
-        cause: { message: 'lookup must resolve to an array of objects with the property address' },
-      });
+      const hop = client('http://hop.test', { lookup });
+      const cause = { message: 'lookup must resolve to an array of objects whose `address` is a string' };
+      await expect(hop.get('/')).rejects.toMatchObject({ code: 'dns_error', cause });
+      while (hop.circuit !== 'open') await hop.get('/').catch(() => {});
+      await expect(hop.get('/')).rejects.toMatchObject({ code: 'destination_unavailable', cause });
     }
   });
 
