@@ -122,7 +122,7 @@ test.each([22, 24] as const)('both module systems have the same classes on Node 
 describe.each([22, 24] as const)('on Node %i', (node) => {
   test('the global fetch resolves to the response when one replica closes connections', async () => {
     expect(await run(NODES[node], 'global-fetch.mjs')).toBe(
-      '200 200 200 200\nPOST body\nconnection_refused\n',
+      '200, ejected: 127.0.0.1\nPOST body\nconnection_refused\n',
     );
   });
 
