@@ -1,4 +1,5 @@
 import { execFile, execFileSync, spawn } from 'node:child_process';
+import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
@@ -69,6 +70,21 @@ async function send(args: string[], object: object) {
 
 export function spawnKubectl(...args: string[]) {
   return spawn('kubectl', ['--context', context, ...args], { stdio: ['ignore', 'pipe', 'inherit'] });
+}
+
+/**
+ * Follows the log of a pod from its last line. `lastLine` resolves to the last line that is JSON as soon as the process
+ * has ended or `stop` is called.
+ */
+export function followLog(namespace: string, pod: string) {
+  const child = spawnKubectl('-n', namespace, 'logs', pod, '--follow', '--tail=1');
+  const readLastLine = async () => {
+    let last = '{}';
+    // kubectl may append an error, because the container is gone.
+    for await (const line of createInterface({ input: child.stdout })) if (line.startsWith('{')) last = line;
+    return last;
+  };
+  return { pod, lastLine: readLastLine(), stop: () => child.kill() };
 }
 
 /** Deletes all namespaces of the tests. */

@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import {
   create,
   createNamespace,
+  followLog,
   hold,
   IMAGE_TAG,
   kubectl,
@@ -90,17 +91,18 @@ export class Installation {
   async untilStopped(service: ServiceName, change: () => Promise<unknown>) {
     const before = (await this.pods(service)).map(({ name }) => name);
     await hold(this.namespace, before);
-    await change();
-    const left = (await this.pods(service)).map(({ name }) => name);
-    await release(this.namespace, left);
-    const removed = before.filter((name) => !left.includes(name));
-    // The log ends when the process does.
-    const readLog = (pod: string) => this.kubectl('logs', pod, '--follow', '--tail=1');
-    for (const [i, log] of (await Promise.all(removed.map(readLog))).entries()) {
-      // kubectl may append an error, because the container is gone.
-      const lines = log.split('\n').filter((line) => line.startsWith('{'));
-      const { level, msg } = JSON.parse(lines.at(-1) ?? '{}');
-      this.stopped.push({ pod: String(removed[i]), lastLine: `${level}: ${msg}` });
+    // Kubernetes may delete a log as soon as the process has ended.
+    const logs = before.map((pod) => followLog(this.namespace, pod));
+    try {
+      await change();
+      const left = (await this.pods(service)).map(({ name }) => name);
+      await release(this.namespace, left);
+      for (const { pod, lastLine } of logs.filter(({ pod }) => !left.includes(pod))) {
+        const { level, msg } = JSON.parse(await lastLine);
+        this.stopped.push({ pod, lastLine: `${level}: ${msg}` });
+      }
+    } finally {
+      for (const log of logs) log.stop();
     }
   }
 
