@@ -20,6 +20,8 @@ export interface AttemptOwner extends ExchangeInfo {
   rawTrailers: RawHeaders;
   /** Called when an attempt that had to wait for a connection is sent. */
   leftQueue(): void;
+  /** Ends the exchange if its deadline passed while its only attempt waited for a connection. */
+  endIfExpired(): void;
   informationReceived(statusCode: number, headers: IncomingHttpHeaders, statusMessage?: string): void;
   responseStarted(
     attempt: Attempt,
@@ -112,6 +114,8 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
   }
 
   onRequestStart(controller: Dispatcher.DispatchController) {
+    // The error code tells the caller that the request was not sent, so it must not be sent from here on.
+    if (!this.isCancelled) this.exchange.endIfExpired();
     this.controller = controller;
     if (this.wasEndpointBusy) this.queuedMs = performance.now() - this.startedMs;
     if (this.isCancelled) this.discardRequest(controller);

@@ -76,10 +76,11 @@ export class EndpointPool {
     return [...this.endpoints.slice(this.lastChosen), ...this.endpoints.slice(0, this.lastChosen)];
   }
 
-  /** Returns an endpoint that is due for a probe, unless all others are ejected: it then gets requests in any case. */
+  /** Returns an endpoint that is due for a probe. One that gets requests because all others are ejected needs none. */
   dueForProbe(nowMs: number): Endpoint | undefined {
-    const due = this.endpoints.find((endpoint) => endpoint.isDueForProbe(nowMs));
-    return this.endpoints.some((endpoint) => endpoint !== due && !endpoint.isEjected) ? due : undefined;
+    const { endpoints } = this;
+    const isOnlyOneInUse = (due: Endpoint) => endpoints.every((other) => other === due || other.isEjected);
+    return endpoints.find((endpoint) => endpoint.isDueForProbe(nowMs) && !isOnlyOneInUse(endpoint));
   }
 
   /** Ends the ejection of an address that has accepted a connection. */

@@ -56,6 +56,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   private admission: Admission = 'rejected';
   private admittedMs = this.startedMs;
   private timer: NodeJS.Timeout | undefined;
+  private hedgeDelayMs = 0;
   /** The attempt that had no response when the hedge delay passed. */
   private late: Attempt | undefined;
   // If the deadline passes before the first attempt, the lookup has not finished.
@@ -146,6 +147,9 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.hasEnded || late === undefined || late.isQueued || this.winner !== undefined) return;
     const nowMs = performance.now();
     if (this.late === undefined) {
+      const earlyMs = this.hedgeDelayMs - (nowMs - late.sentMs);
+      // It replaced an attempt that failed, or has just left the queue. A timer may be 1 ms early.
+      if (earlyMs > 1) return this.hedgeLater(earlyMs);
       this.late = late;
       late.endpoint.suspect();
       if (!late.wasSent) this.hop.endpoints.ejectUntilConnected(late.endpoint, nowMs);
@@ -153,12 +157,11 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     } else if (late !== this.late) return;
     const other = this.hop.endpoints.choose(this.avoided);
     // If the hedge would have to wait for a connection, try again later.
-    if (other?.isBusy) return this.hedgeLater();
+    if (other?.isBusy) return this.hedgeLater(this.timeoutMs / 4);
     if (other !== undefined && this.hop.budget.withdrawHedge(nowMs)) this.send('hedge');
   }
 
-  private hedgeLater() {
-    const delayMs = this.timeoutMs / 4;
+  private hedgeLater(delayMs: number) {
     // The timer is already set to the deadline.
     if (this.leftMs() <= delayMs) return;
     clearTimeout(this.timer);
@@ -184,7 +187,11 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   leftQueue() {
     if (!this.isRepeatable || this.attempts > 1) return;
     clearTimeout(this.timer);
-    this.timer = setTimeout(hedge, Math.min(this.hedgeDelayMs, this.leftMs()), this);
+    this.startHedgeTimer(this.leftMs());
+  }
+
+  endIfExpired() {
+    if (this.leftMs() === 0 && this.inFlight.length === 1) this.expireNow();
   }
 
   informationReceived(statusCode: number, headers: IncomingHttpHeaders, statusMessage?: string) {
@@ -260,6 +267,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
    */
   retryOnOtherEndpoint(attempt: Attempt): boolean {
     if (this.hasEnded || this.winner !== undefined || !this.isRepeatable) return false;
+    // This process was busy when the response arrived. There is no time for another attempt.
+    if (this.leftMs() === 0) return false;
     this.avoid(attempt.endpoint);
     if (!this.canUseOther(attempt.endpoint)) return false;
     if (this.inFlight.length === 1 && !this.withdrawRetry()) return false;
@@ -270,9 +279,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   }
 
   private sendFirst(leftMs: number) {
-    this.timer = this.isRepeatable
-      ? setTimeout(hedge, Math.min(this.hedgeDelayMs, leftMs), this)
-      : setTimeout(expire, leftMs, this);
+    if (this.isRepeatable) this.startHedgeTimer(leftMs);
+    else this.timer = setTimeout(expire, leftMs, this);
     this.send('first');
     if (this.request.allowProbe !== false && !this.hasEnded) this.sendProbe();
   }
@@ -295,8 +303,9 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     return Math.max(0, this.startedMs + this.timeoutMs - performance.now());
   }
 
-  private get hedgeDelayMs() {
-    return Math.min(this.hop.hedgeDelay.ms, this.timeoutMs / 4);
+  private startHedgeTimer(leftMs: number) {
+    this.hedgeDelayMs = Math.min(this.hop.hedgeDelay.ms, this.timeoutMs / 4);
+    this.timer = setTimeout(hedge, Math.min(this.hedgeDelayMs, leftMs), this);
   }
 
   private send(kind: AttemptKind, usesNewConnection = false) {

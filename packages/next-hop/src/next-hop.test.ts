@@ -32,6 +32,9 @@ async function measure(hop: NextHop) {
 
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
+/** Keeps this process busy. */
+const block = (ms: number) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+
 /** Starts servers on one port of several loopback addresses. Each responds with its own address. */
 async function replicas(...hosts: string[]): Promise<StubUpstream[]> {
   const hops: StubUpstream[] = [];
@@ -391,10 +394,9 @@ describe('retries', () => {
   });
 
   test('a response that arrived while this process was busy is used even if the deadline has passed', async () => {
-    const block = () => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1200);
     const server = await httpUpstream((_req, res) => {
       res.end('ok');
-      if (server.requests() > 1) setImmediate(block);
+      if (server.requests() > 1) setImmediate(() => block(1200));
     });
     cleanups.push(() => server.close());
     const hop = clientOf(server.origin);
@@ -405,15 +407,59 @@ describe('retries', () => {
     expect(server.requests()).toBe(3);
   });
 
+  test('a 503 that arrived while this process was busy is the response if there is no time for a retry', async () => {
+    const respond = (_req: unknown, res: ServerResponse) => {
+      res.writeHead(503).end();
+      setImmediate(() => block(1200));
+    };
+    const first = await httpUpstream(respond, '127.0.0.1');
+    const second = await httpUpstream(respond, '127.0.0.2', first.port);
+    cleanups.push(() => Promise.all([first.close(), second.close()]));
+    const lookup = addressesOf(['127.0.0.1', '127.0.0.2']);
+    const hop = clientOf(`http://hop.test:${first.port}`, { lookup });
+    expect((await hop.get('/')).statusCode).toBe(503);
+  });
+
+  test('a request that gets a connection only after its deadline, because this process was busy, is not sent', async () => {
+    const paths: unknown[] = [];
+    const server = await httpUpstream((req, res) => {
+      paths.push(req.url);
+      setTimeout(() => {
+        res.end('ok');
+        setImmediate(() => block(700));
+      }, 100);
+    });
+    cleanups.push(() => server.close());
+    const hop = clientOf(server.origin, { connections: 1, timeoutMs: 500 });
+    const first = hop.request({ path: '/first', method: 'POST' });
+    const second = hop.request({ path: '/second', method: 'POST' });
+    await expect(second).rejects.toMatchObject({ code: 'connection_limit_reached' });
+    expect(await (await first).body.text()).toBe('ok');
+    await sleep(200);
+    expect(paths).toEqual(['/first']);
+  });
+
+  test('a retry is not hedged because the attempt that it replaced was slow', async () => {
+    const fails = (_req: unknown, res: ServerResponse) =>
+      void setTimeout(() => res.writeHead(503).end(), 700);
+    const bad = await httpUpstream(fails, '127.0.0.2');
+    const slow = (_req: unknown, res: ServerResponse) => void setTimeout(() => res.end('slow'), 600);
+    const good = await httpUpstream(slow, '127.0.0.1', bad.port);
+    cleanups.push(() => Promise.all([bad.close(), good.close()]));
+    const lookup = addressesOf(['127.0.0.2', '127.0.0.1']);
+    const hop = clientOf(`http://hop.test:${bad.port}`, { lookup, timeoutMs: 4000 });
+    expect((await measure(hop)).outcome).toBe('slow');
+    expect([bad.requests(), good.requests()]).toEqual([1, 1]);
+  });
+
   test('a request that gets a connection only after its deadline starts no timer with a negative delay', async () => {
     const server = await httpUpstream((_req, res) => void setTimeout(() => res.end('ok'), 50));
     cleanups.push(() => server.close());
     const hop = clientOf(server.origin, { connections: 1, timeoutMs: 200 });
     const setTimeoutSpy = jest.spyOn(globalThis, 'setTimeout');
     cleanups.push(async () => setTimeoutSpy.mockRestore());
-    const block = () => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 250);
     // undici sends the next request one turn of the event loop later. This delays it until after its deadline.
-    const onResponseStart = () => void setImmediate(() => setImmediate(block));
+    const onResponseStart = () => void setImmediate(() => setImmediate(() => block(250)));
     hop.dispatch({ path: '/', method: 'GET' }, { onResponseStart, onResponseError: () => {} });
     expect((await measure(hop)).outcome).toMatch(/connection_limit_reached|http_response_timeout/);
     for (const [, delayMs = 0] of setTimeoutSpy.mock.calls) expect(delayMs).toBeGreaterThanOrEqual(0);

@@ -113,6 +113,20 @@ describe('ejection', () => {
     expect(endpoint.isDueForProbe(1000)).toBe(true);
   });
 
+  test.each([0, 1])(
+    'of endpoint %i of two can end with a probe while the other one is suspect',
+    async (index) => {
+      const pool = await poolOf('127.0.0.1', '127.0.0.2');
+      const endpoints = [pool.choose(), pool.choose()] as [Endpoint, Endpoint];
+      const [ejected, suspect] = index === 0 ? endpoints : endpoints.toReversed();
+      ejected?.eject(0);
+      suspect?.suspect();
+      suspect?.suspect();
+      expect(pool.dueForProbe(1000)).toBe(ejected);
+      await pool.close();
+    },
+  );
+
   test('of an endpoint whose probe is in flight is not prolonged by other failures', () => {
     const endpoint = createEndpoint();
     endpoint.eject(0);
