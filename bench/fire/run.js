@@ -132,8 +132,9 @@ function isInsignificantlySlower(scenario, client) {
   if (rounds < MIN_ROUNDS_FOR_TEST) return false;
   const best = bestClients(scenario, 'slowest');
   if (best.has(client) || !bestClients(scenario, 'failed').has(client)) return false;
-  const [reference] = best;
-  return rankSumPValue(durationsOf(scenario, client), durationsOf(scenario, reference)) > SIGNIFICANCE_LEVEL;
+  const isInsignificant = (other) =>
+    rankSumPValue(durationsOf(scenario, client), durationsOf(scenario, other)) > SIGNIFICANCE_LEVEL;
+  return [...best].every(isInsignificant);
 }
 
 /**
@@ -221,7 +222,7 @@ function roundsText() {
 
 function testText() {
   if (rounds < MIN_ROUNDS_FOR_TEST) return '';
-  return ` In the column "slowest", † marks a client that is not the best, but is not significantly slower than the best one (exact one-sided rank-sum test, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons; if several clients are the best, against the first one in the table). The other columns were not tested. With so few measurements, a difference is significant only if the ranges hardly overlap, so † does not mean that two clients are equally fast.`;
+  return ` In the column "slowest", † marks a client that is not the best, but is not significantly slower than the best one (exact one-sided rank-sum test, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons; if several clients are the best, compared with each of them). The other columns were not tested. With so few measurements, a difference is significant only if the ranges hardly overlap, so † does not mean that two clients are equally fast.`;
 }
 
 function discardedText() {

@@ -228,7 +228,8 @@ async function requestCounts(sinceMs, untilMs = Date.now()) {
   const names = await stack.replicas();
   const counts = names.map(async (name) => {
     const lines = await stack.logLines(name, sinceMs);
-    const isCounted = ({ msg, time }) => msg === 'request completed' && Date.parse(time) <= untilMs;
+    const isInSpan = (time) => time >= sinceMs && time <= untilMs;
+    const isCounted = ({ msg, time }) => msg === 'request completed' && isInSpan(Date.parse(time));
     return [name, lines.filter(isCounted).length];
   });
   return new Map(await Promise.all(counts));

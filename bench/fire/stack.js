@@ -56,7 +56,7 @@ export async function withReplicas(count) {
   const namesOf = (isIncluded) => states.filter(isIncluded).map(([name]) => name);
   const paused = namesOf(([, state]) => state === 'paused');
   if (paused.length > 0) await docker('unpause', ...paused);
-  // Docker reports a container that was paused as unhealthy until its next health check, up to a minute later.
+  // Docker reports a container that was paused as unhealthy until its next health check, up to an hour later.
   const unhealthy = namesOf(([, state, health]) => state === 'paused' || health === 'unhealthy');
   if (unhealthy.length > 0) await docker('restart', ...unhealthy);
   const isReady =

@@ -26,7 +26,7 @@ const CALLER_ERROR_CODES: ReadonlySet<string> = new Set([
 ]);
 const MAX_RETRIES = 2;
 // Another address is likely to respond. The same one may need time to restart.
-const JITTER_MS = { other: 5, same: 25 };
+const JITTER_MS = { other: 2, same: 25 };
 
 /**
  * One exchange with a next hop: a request with its retries and hedges, within one deadline. To its handler it
