@@ -127,7 +127,7 @@ function cell(scenario, column, client) {
 
 const durationsOf = (scenario, client) => measured[scenario][client].map((round) => round.slowest);
 
-/** Whether a client is slower than the best one in `slowest`, but not significantly. */
+/** Whether a client is slower than the best ones in `slowest`, but not significantly slower than any of them. */
 function isInsignificantlySlower(scenario, client) {
   if (rounds < MIN_ROUNDS_FOR_TEST) return false;
   const best = bestClients(scenario, 'slowest');
@@ -222,7 +222,7 @@ function roundsText() {
 
 function testText() {
   if (rounds < MIN_ROUNDS_FOR_TEST) return '';
-  return ` In the column "slowest", † marks a client that is not the best, but is not significantly slower than the best one (exact one-sided rank-sum test, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons; if several clients are the best, compared with each of them). The other columns were not tested. With so few measurements, a difference is significant only if the ranges hardly overlap, so † does not mean that two clients are equally fast.`;
+  return ` In the column "slowest", † marks a client that is not the best, but is not significantly slower than the best one (exact one-sided rank-sum test, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons; if several clients are the best, † marks one that is not significantly slower than any of them). The other columns were not tested. With so few measurements, a difference is significant only if the ranges hardly overlap, so † does not mean that two clients are equally fast.`;
 }
 
 function discardedText() {

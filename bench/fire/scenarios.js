@@ -10,7 +10,7 @@ const LOG_DELAY_MS = 300;
 
 /**
  * The scenarios in the order in which they run, which needs the fewest changes of the stack in between. Each resolves
- * to the figures of one client: `failed`, `sent`, `slowest`, `p99`, `requests` (that api2 received for each one sent)
+ * to the figures of one client: `failed`, `sent`, `slowest`, `p99`, `requests` (that api2 completed for each one sent)
  * and those that its `columns` name.
  */
 export const SCENARIOS = {
@@ -204,8 +204,8 @@ async function underLoad(disturb, bodyOf) {
   await sleep(1000);
   const samples = await load.stop();
   await sleep(LOG_DELAY_MS);
-  const received = sum([...(await requestCounts(sinceMs)).values()]);
-  return { ...figuresOf(samples), requests: received / samples.length };
+  const completed = sum([...(await requestCounts(sinceMs)).values()]);
+  return { ...figuresOf(samples), requests: completed / samples.length };
 }
 
 function figuresOf(samples) {
@@ -223,7 +223,7 @@ function figuresOf(samples) {
   };
 }
 
-/** The number of requests that each replica of api2 received in a span of time. */
+/** The number of requests that each replica of api2 completed in a span of time. */
 async function requestCounts(sinceMs, untilMs = Date.now()) {
   const names = await stack.replicas();
   const counts = names.map(async (name) => {

@@ -1,4 +1,5 @@
 import { execFile, execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
@@ -73,18 +74,20 @@ export function spawnKubectl(...args: string[]) {
 }
 
 /**
- * Follows the log of a pod from its last line. `lastLine` resolves to the last line that is JSON as soon as the process
- * has ended or `stop` is called.
+ * Follows the log of a pod, and resolves when its newest line has been read. `lastLine` resolves to the last line that
+ * starts with `{` when the container has stopped or `stop` is called.
  */
-export function followLog(namespace: string, pod: string) {
+export async function followLog(namespace: string, pod: string) {
   const child = spawnKubectl('-n', namespace, 'logs', pod, '--follow', '--tail=1');
-  const readLastLine = async () => {
-    let last = '{}';
-    // kubectl may append an error, because the container is gone.
-    for await (const line of createInterface({ input: child.stdout })) if (line.startsWith('{')) last = line;
-    return last;
-  };
-  return { pod, lastLine: readLastLine(), stop: () => child.kill() };
+  const lines = createInterface({ input: child.stdout });
+  let last = '{}';
+  // kubectl may append an error, because the container is gone.
+  lines.on('line', (line) => {
+    if (line.startsWith('{')) last = line;
+  });
+  const lastLine = once(lines, 'close').then(() => last);
+  await Promise.race([once(lines, 'line'), lastLine]);
+  return { pod, lastLine, stop: () => child.kill() };
 }
 
 /** Deletes all namespaces of the tests. */

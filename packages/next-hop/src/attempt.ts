@@ -20,8 +20,10 @@ export interface AttemptOwner extends ExchangeInfo {
   rawTrailers: RawHeaders;
   /** Called when an attempt that had to wait for a connection is sent. */
   leftQueue(): void;
-  /** Ends the exchange if its deadline passed while its only attempt waited for a connection. */
-  endIfExpired(): void;
+  /** Whether a request may be sent more than once. */
+  readonly isRepeatable: boolean;
+  /** Ends the exchange if its deadline has passed and `attempt`, which has not been sent, is its only one. */
+  endIfExpired(attempt: Attempt): void;
   informationReceived(statusCode: number, headers: IncomingHttpHeaders, statusMessage?: string): void;
   responseStarted(
     attempt: Attempt,
@@ -108,14 +110,16 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
   timeoutCode(): NextHopErrorCode {
     if (this.controller === undefined)
       return this.wasEndpointBusy ? 'connection_limit_reached' : 'connection_timeout';
-    // If the attempt was queued for most of the deadline, the endpoint had too little time.
-    const wasQueuedLong = this.queuedMs > this.exchange.timeoutMs / 2;
-    return wasQueuedLong ? 'connection_limit_reached' : 'http_response_timeout';
+    const { isRepeatable, timeoutMs } = this.exchange;
+    // If the attempt was queued for most of the deadline, the endpoint had too little time. For other methods than GET
+    // and HEAD, the code must not say that nothing was sent.
+    const hadTooLittleTime = isRepeatable && this.queuedMs > timeoutMs / 2;
+    return hadTooLittleTime ? 'connection_limit_reached' : 'http_response_timeout';
   }
 
   onRequestStart(controller: Dispatcher.DispatchController) {
-    // The error code tells the caller that the request was not sent, so it must not be sent from here on.
-    if (!this.isCancelled) this.exchange.endIfExpired();
+    // After the deadline, the caller may send the request again, so it must not be sent now.
+    if (!this.isCancelled) this.exchange.endIfExpired(this);
     this.controller = controller;
     if (this.wasEndpointBusy) this.queuedMs = performance.now() - this.startedMs;
     if (this.isCancelled) this.discardRequest(controller);

@@ -76,11 +76,14 @@ export class EndpointPool {
     return [...this.endpoints.slice(this.lastChosen), ...this.endpoints.slice(0, this.lastChosen)];
   }
 
-  /** Returns an endpoint that is due for a probe. One that gets requests because all others are ejected needs none. */
+  /**
+   * Returns an endpoint that is due for a probe. If all others are ejected, an endpoint gets requests anyway, and needs
+   * no probe.
+   */
   dueForProbe(nowMs: number): Endpoint | undefined {
     const { endpoints } = this;
-    const isOnlyOneInUse = (due: Endpoint) => endpoints.every((other) => other === due || other.isEjected);
-    return endpoints.find((endpoint) => endpoint.isDueForProbe(nowMs) && !isOnlyOneInUse(endpoint));
+    const areOthersEjected = (due: Endpoint) => endpoints.every((other) => other === due || other.isEjected);
+    return endpoints.find((endpoint) => endpoint.isDueForProbe(nowMs) && !areOthersEjected(endpoint));
   }
 
   /** Ends the ejection of an address that has accepted a connection. */

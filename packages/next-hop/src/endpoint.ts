@@ -8,10 +8,10 @@ const MAX_EJECTION_MS = 30_000;
 
 /**
  * One address of a next hop: its connections, and whether it is ejected. It is ejected immediately when a
- * connection attempt fails, when a probe fails after two suspicions in a row (a slow response, its being overtaken by
- * a hedge, a closed idle connection), and after five other failures or responses with 502, 503 or 504 in a row. A
- * successful probe readmits it. Each failed probe and each further ejection doubles the time to the next probe, until
- * another request succeeds.
+ * connection attempt fails, when a probe fails after two suspicions in a row (a slow response, a hedge that is faster,
+ * or a closed idle connection), and after five other failures or responses with 502, 503 or 504 in a row. A successful
+ * probe or request readmits it. Each ejection and each failed probe doubles the delay of the next probe, until a request
+ * other than a probe succeeds.
  */
 export class Endpoint {
   /** Keep-alive connections. */

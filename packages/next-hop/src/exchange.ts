@@ -25,8 +25,9 @@ const CALLER_ERROR_CODES: ReadonlySet<string> = new Set([
   'ERR_INVALID_ARG_TYPE',
 ]);
 const MAX_RETRIES = 2;
-// Another address is likely to respond. The same one may need time to restart.
-const JITTER_MS = { other: 2, same: 25 };
+// Another address is likely to respond. The same one may need time to restart. Node rounds the delay of a timer down, to
+// at least 1 ms.
+const JITTER_MS = { other: 3, same: 25 };
 
 /**
  * One exchange with a next hop: a request with its retries and hedges, within one deadline. To its handler it
@@ -45,7 +46,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   rawHeaders: RawHeaders = null;
   rawTrailers: RawHeaders = null;
   readonly timeoutMs: number;
-  private readonly isRepeatable: boolean;
+  readonly isRepeatable: boolean;
   private inFlight: Attempt[] = [];
   private winner: Attempt | undefined;
   private retries = 0;
@@ -143,13 +144,16 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   /** Sends the request once more if there is no response yet. */
   hedgeNow() {
     const [late] = this.inFlight;
+    if (this.hasEnded || this.winner !== undefined) return;
+    // A retry will be sent soon.
+    if (late === undefined) return this.hedgeLater(this.hedgeDelayMs);
     // A queued attempt says nothing about the endpoint, so don't hedge it.
-    if (this.hasEnded || late === undefined || late.isQueued || this.winner !== undefined) return;
+    if (late.isQueued) return;
     const nowMs = performance.now();
     if (this.late === undefined) {
-      const earlyMs = this.hedgeDelayMs - (nowMs - late.sentMs);
-      // It replaced an attempt that failed, or has just left the queue. A timer may be 1 ms early.
-      if (earlyMs > 1) return this.hedgeLater(earlyMs);
+      const remainingMs = this.hedgeDelayMs - (nowMs - late.sentMs);
+      // A retry, or an attempt that has just left the queue, gets the whole hedge delay. Timers can be 1 ms early.
+      if (remainingMs > 1) return this.hedgeLater(remainingMs);
       this.late = late;
       late.endpoint.suspect();
       if (!late.wasSent) this.hop.endpoints.ejectUntilConnected(late.endpoint, nowMs);
@@ -190,8 +194,11 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.startHedgeTimer(this.leftMs());
   }
 
-  endIfExpired() {
-    if (this.leftMs() === 0 && this.inFlight.length === 1) this.expireNow();
+  endIfExpired({ isQueued }: Attempt) {
+    if (this.inFlight.length > 1 || this.leftMs() > 0) return;
+    if (isQueued) return this.fail('connection_limit_reached', this.lastCause);
+    // There is a connection, so the code must not say that there was none.
+    this.fail(this.attempts > 1 ? this.lastCode : 'http_response_timeout', this.lastCause);
   }
 
   informationReceived(statusCode: number, headers: IncomingHttpHeaders, statusMessage?: string) {
@@ -262,13 +269,14 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   }
 
   /**
-   * Retries a 502, 503 or 504 on another endpoint if there is one and no other attempt is in flight.
+   * Discards a 502, 503 or 504 if another attempt is in flight. Otherwise, retries it on another endpoint, if there is
+   * one and the deadline has not passed.
    * @returns whether the response must be discarded
    */
   retryOnOtherEndpoint(attempt: Attempt): boolean {
     if (this.hasEnded || this.winner !== undefined || !this.isRepeatable) return false;
-    // This process was busy when the response arrived. There is no time for another attempt.
-    if (this.leftMs() === 0) return false;
+    // The deadline passed while this process was busy, so there is no time for another attempt.
+    if (this.inFlight.length === 1 && this.leftMs() === 0) return false;
     this.avoid(attempt.endpoint);
     if (!this.canUseOther(attempt.endpoint)) return false;
     if (this.inFlight.length === 1 && !this.withdrawRetry()) return false;

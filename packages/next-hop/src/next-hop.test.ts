@@ -4,6 +4,7 @@ import type { ServerResponse } from 'node:http';
 import { connect, type Socket } from 'node:net';
 import { PassThrough } from 'node:stream';
 import { Worker } from 'node:worker_threads';
+import { buildConnector } from 'undici';
 import { closedPort, httpUpstream, rawUpstream, type StubUpstream } from '../../../test/stub-upstream';
 import { NextHop, type NextHopOptions } from './next-hop';
 import type { Observer } from './observer';
@@ -32,7 +33,7 @@ async function measure(hop: NextHop) {
 
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Keeps this process busy. */
+/** Blocks the event loop, as a busy process would. */
 const block = (ms: number) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
 
 /** Starts servers on one port of several loopback addresses. Each responds with its own address. */
@@ -439,7 +440,74 @@ describe('retries', () => {
     expect(paths).toEqual(['/first']);
   });
 
-  test('a retry is not hedged because the attempt that it replaced was slow', async () => {
+  test('a 200 of a hedge is the response if it arrived with a 503 while this process was busy', async () => {
+    const held: ServerResponse[] = [];
+    const bad = await httpUpstream((_req, res) => void held.push(res.writeHead(503)), '127.0.0.2');
+    const respond = (_req: unknown, res: ServerResponse) => {
+      held[0]?.end();
+      res.end('ok');
+      setImmediate(() => block(1200));
+    };
+    const good = await httpUpstream(respond, '127.0.0.1', bad.port);
+    cleanups.push(() => Promise.all([bad.close(), good.close()]));
+    const lookup = addressesOf(['127.0.0.2', '127.0.0.1']);
+    const hop = clientOf(`http://hop.test:${bad.port}`, { lookup });
+    expect((await hop.get('/')).text()).toBe('ok');
+    expect(bad.requests()).toBe(1);
+  });
+
+  test('a POST that this process could not send before the deadline, although a connection was idle, is not sent', async () => {
+    const server = await httpUpstream((_req, res) => void res.end('ok'));
+    cleanups.push(() => server.close());
+    const hop = clientOf(server.origin, { timeoutMs: 300 });
+    await measure(hop);
+    await sleep(50);
+    const post = hop.request({ path: '/', method: 'POST' });
+    block(500);
+    await expect(post).rejects.toMatchObject({ code: 'http_response_timeout' });
+    await sleep(200);
+    expect(server.requests()).toBe(1);
+  });
+
+  test('a POST that was sent after a long wait for a connection fails with http_response_timeout', async () => {
+    const server = await httpUpstream((_req, res) => void setTimeout(() => res.end(), 300));
+    cleanups.push(() => server.close());
+    const hop = clientOf(server.origin, { connections: 1, timeoutMs: 500 });
+    const first = hop.get('/');
+    const second = hop.request({ path: '/', method: 'POST' });
+    await expect(second).rejects.toMatchObject({ code: 'http_response_timeout' });
+    expect((await first).statusCode).toBe(200);
+    expect(server.requests()).toBe(2);
+  });
+
+  test('a retry that is sent after the hedge delay is hedged, too', async () => {
+    let connectsFail = false;
+    let hung = 0;
+    const server = await httpUpstream((req, res) => {
+      if (req.url === '/hang' && ++hung === 1) return;
+      res.writeHead(200, { connection: 'close' }).end('ok');
+    });
+    cleanups.push(() => server.close());
+    const open = buildConnector({});
+    const connector: buildConnector.connector = (options, callback) => {
+      if (!connectsFail) return open(options, callback);
+      connectsFail = false;
+      const error = Object.assign(new Error('refused'), { code: 'ECONNREFUSED' });
+      setTimeout(() => callback(error, null), 5);
+    };
+    const hop = clientOf(server.origin, { connect: connector, timeoutMs: 4000 });
+    for (let i = 0; i < 500; i++) await measure(hop);
+    // The longest jitter: 25 ms.
+    const random = jest.spyOn(Math, 'random').mockReturnValue(0.999);
+    cleanups.push(async () => random.mockRestore());
+    connectsFail = true;
+    const startedMs = performance.now();
+    expect((await hop.get('/hang')).text()).toBe('ok');
+    expect(performance.now() - startedMs).toBeLessThan(800);
+    expect(hung).toBe(2);
+  });
+
+  test('the hedge delay of a retry starts when the retry is sent', async () => {
     const fails = (_req: unknown, res: ServerResponse) =>
       void setTimeout(() => res.writeHead(503).end(), 700);
     const bad = await httpUpstream(fails, '127.0.0.2');

@@ -114,11 +114,11 @@ describe('ejection', () => {
   });
 
   test.each([0, 1])(
-    'of endpoint %i of two can end with a probe while the other one is suspect',
-    async (index) => {
+    'the ejected one of two endpoints is due for a probe while the other one is suspect (order %i)',
+    async (order) => {
       const pool = await poolOf('127.0.0.1', '127.0.0.2');
       const endpoints = [pool.choose(), pool.choose()] as [Endpoint, Endpoint];
-      const [ejected, suspect] = index === 0 ? endpoints : endpoints.toReversed();
+      const [ejected, suspect] = order === 0 ? endpoints : endpoints.toReversed();
       ejected?.eject(0);
       suspect?.suspect();
       suspect?.suspect();
