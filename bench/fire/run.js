@@ -1,6 +1,7 @@
 // npm run bench:fire: compares next-hop with other clients while api2 fails, in about 22 minutes.
 // ROUNDS=4 npm run bench:fire: the same four times, with totals and medians. FIRE.md is from such a run.
 // To repeat some cells: CLIENTS=fetch,next-hop SCENARIOS=frozen npm run bench:fire. The results are then only printed.
+import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { cpus, totalmem } from 'node:os';
 import { SCENARIOS } from './scenarios.js';
@@ -54,6 +55,8 @@ const isComplete = process.env.CLIENTS === undefined && process.env.SCENARIOS ==
 const selected = (variable, all) => process.env[variable]?.split(',') ?? Object.keys(all);
 const clients = selected('CLIENTS', CLIENTS);
 const scenarios = selected('SCENARIOS', SCENARIOS);
+/** The commit of the code that is measured, with `-dirty` if a file was changed since. */
+const commit = execFileSync('git', ['describe', '--always', '--dirty'], { encoding: 'utf8' }).trim();
 /** The figures of each round: scenario, client, column. */
 const measured = mapCells(() => []);
 /** The total or the median of the rounds, in the same structure. */
@@ -233,7 +236,7 @@ function discardedText() {
 async function report() {
   return `# next-hop and other clients while api2 fails
 
-${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${await versions()}, next-hop from this repository. All figures are from one run of \`ROUNDS=${rounds} npm run bench:fire\`.
+${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${await versions()}, next-hop at commit ${commit}. All figures are from one run of \`ROUNDS=${rounds} npm run bench:fire\`.
 
 A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; 200 requests per second come from the host, whatever the responses are. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has already optimized the code for them, and then 200 requests per second for at least one second. There is no such warm-up for \`POST\`. Where one of three replicas fails, it is the one that received the most requests just before: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
 
