@@ -119,7 +119,7 @@ test('after SIGTERM, a client that is still sending its body can read its last r
 });
 
 test('requests and connections that arrive just before the drain ends all succeed', async () => {
-  const program = await startApi(500);
+  const program = await startApi(1500);
   const port = () => program.port;
   const kept = Array.from({ length: 50 }, () => new Client(port));
   await Promise.all(kept.map((client) => client.get()));
@@ -128,7 +128,7 @@ test('requests and connections that arrive just before the drain ends all succee
   await sleep(100);
   // When resumed, the process sees the end of the drain and the requests together.
   const responses: Promise<string>[] = [];
-  await whileSuspended(program, 600, () => {
+  await whileSuspended(program, 1600, () => {
     for (const client of [...kept, ...fresh]) responses.push(client.get());
   });
   const outcomes = await Promise.allSettled(responses);

@@ -465,7 +465,7 @@ describe('failures of api2', () => {
 
   test('when all connections are busy until the deadline: 503 connection_limit_reached', async () => {
     const { app } = createApi(await rawUpstream(() => {}), { connections: 1 });
-    const responses = await Promise.all([request(app).post('/books'), request(app).post('/books')]);
+    const responses = await Promise.all([request(app).get('/books'), request(app).get('/books')]);
     const [first, second] = responses.sort((a, b) => b.status - a.status) as [Response, Response];
     expect(first.status).toBe(504);
     expect(second.body).toMatchObject({ status: 503, code: 'connection_limit_reached' });

@@ -686,7 +686,7 @@ describe('edge cases', () => {
     const server = await httpUpstream(() => {});
     cleanups.push(() => server.close());
     const hop = clientOf(server.origin, { connections: 1, timeoutMs: 300 });
-    const first = hop.get('/').catch(() => {});
+    const first = hop.get('/', { timeoutMs: 1000 }).catch(() => {});
     const body = new PassThrough();
     await expect(hop.request({ method: 'POST', path: '/', body })).rejects.toMatchObject({
       code: 'connection_limit_reached',
