@@ -50,7 +50,8 @@ test('with 1000 slow uploads and 1000 slow readers, all GET /hello and GET /book
   const loads = ['/hello', '/books'].map(
     (path) => new LoadGenerator(new URL(path, api.url), REQUESTS_PER_SECOND),
   );
-  await sleep(3000);
+  // Long enough that the few requests that a pause of the machine delays are fewer than 1 %.
+  await sleep(6000);
   const summaries = await Promise.all(loads.map((load) => load.stop()));
   const open = clients.filter((client) => !client.destroyed).length;
   const p99 = loads.map(
@@ -59,7 +60,7 @@ test('with 1000 slow uploads and 1000 slow readers, all GET /hello and GET /book
   );
   expect(open).toBe(2 * CLIENTS);
   for (const { sent, failed } of summaries) {
-    expect(sent).toBeGreaterThanOrEqual(2.8 * REQUESTS_PER_SECOND);
+    expect(sent).toBeGreaterThanOrEqual(5.8 * REQUESTS_PER_SECOND);
     expect(failed).toBe(0);
   }
   for (const durationMs of p99) expect(durationMs).toBeLessThan(100);
