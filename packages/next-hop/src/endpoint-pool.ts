@@ -53,8 +53,9 @@ export class EndpointPool {
 
   /**
    * Chooses the endpoint for the next attempt: the one with the fewest requests in flight, among equals round-robin or,
-   * with `avoid`, at random. Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if all others are
-   * ejected or also in `avoid`; the one that was added first is preferred. Returns undefined while no address is known.
+   * with `avoid`, at random. Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if
+   * all others are ejected or also in `avoid`; the one that was added first is preferred. Returns undefined while no
+   * address is known.
    */
   choose(avoid: readonly Endpoint[] = NONE): Endpoint | undefined {
     const { endpoints } = this;

@@ -145,7 +145,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   hedgeNow() {
     const [late] = this.inFlight;
     if (this.hasEnded || this.winner !== undefined) return;
-    // A retry will be sent soon.
+    // No attempt is in flight: a retry waits for its jitter, or the first attempt for the lookup.
     if (late === undefined) return this.hedgeLater(this.hedgeDelayMs);
     // A queued attempt says nothing about the endpoint, so don't hedge it.
     if (late.isQueued) return;
