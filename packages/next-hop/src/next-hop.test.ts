@@ -720,22 +720,6 @@ describe('edge cases', () => {
 });
 
 describe('under load', () => {
-  test('500 requests to a hanging next hop fail by the deadline, and requests succeed within two seconds of its recovery', async () => {
-    let hangs = true;
-    const server = await httpUpstream((_req, res) => void (hangs || res.end('ok')));
-    cleanups.push(() => server.close());
-    const hop = clientOf(server.origin);
-    const results = await Promise.all(Array.from({ length: 500 }, () => measure(hop)));
-    for (const { outcome, ms } of results) {
-      expect(['http_response_timeout', 'connection_limit_reached']).toContain(outcome);
-      expect(ms).toBeLessThan(1500);
-    }
-    hangs = false;
-    const recoveredMs = performance.now();
-    while ((await measure(hop)).outcome !== 'ok') await sleep(20);
-    expect(performance.now() - recoveredMs).toBeLessThan(2000);
-  });
-
   test.each([
     ['an endless body', 'transfer-encoding: chunked', `10000\r\n${'x'.repeat(0x10000)}\r\n`],
     ['a body of 50 MB', 'content-length: 52428800', 'x'.repeat(0x10000)],
