@@ -49,7 +49,6 @@ test.each<[object, number, string]>([
 });
 
 test('missing fields get defaults, and the fault ends after its seconds', async () => {
-  const api2 = await startProgram('api2', { FAULTS: 'on' });
   expect(JSON.parse((await putFault(api2, { kind: 'delay' })).text)).toEqual({
     kind: 'delay',
     rate: 1,
@@ -69,7 +68,6 @@ test('missing fields get defaults, and the fault ends after its seconds', async 
 });
 
 test('a rate of 0.5 affects about half of the requests', async () => {
-  const api2 = await startProgram('api2', { FAULTS: 'on' });
   await putFault(api2, { kind: 'status', rate: 0.5 });
   let affected = 0;
   for (let i = 0; i < 200; i++) affected += Number((await call(`${api2.url}/respond`)).status === 503);
@@ -97,7 +95,6 @@ test.each<[string, unknown, number, object?]>([
 ])(
   'a fault with %s is rejected and changes nothing',
   async (_case, fault, status, headers = { 'content-type': 'application/json' }) => {
-    const api2 = await startProgram('api2', { FAULTS: 'on' });
     await putFault(api2, { kind: 'status', status: 418 });
     const rejected = await putFault(api2, fault, headers);
     expect(rejected.status).toBe(status);
