@@ -20,8 +20,9 @@ export interface EndpointPoolOptions {
   /** Returns a dispatcher with at most `connections` connections to one address; none is opened before it is needed. */
   open: (address: LookupAddress, connections: number) => Dispatcher;
   /**
-   * Called when an endpoint is added to others or connects slowly, and again at each lookup until it is readmitted. It
-   * is ejected until `readmit` is called or a probe succeeds. Without this option, such endpoints get requests.
+   * Starts a connection check. Called when an endpoint is added to existing ones or connects slowly, and again at each
+   * lookup until it is readmitted. The endpoint stays ejected until `readmit` is called or a probe succeeds. Without this
+   * option, such endpoints get requests.
    */
   checkConnection?: ((endpoint: Endpoint) => void) | undefined;
   lookup?: Lookup | undefined;
@@ -52,8 +53,8 @@ export class EndpointPool {
   }
 
   /**
-   * Chooses the endpoint for the next attempt: the one with the fewest requests in flight, among equals round-robin or,
-   * with `avoid`, at random. Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if
+   * Chooses the endpoint for the next attempt: the one with the fewest requests in flight. Ties are broken round-robin, or at
+   * random if `avoid` is not empty. Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if
    * all others are ejected or also in `avoid`; the one that was added first is preferred. Returns undefined while no
    * address is known.
    */
@@ -102,7 +103,7 @@ export class EndpointPool {
   ejectUntilConnected(endpoint: Endpoint, nowMs: number) {
     const { checkConnection } = this.options;
     if (checkConnection === undefined || endpoint.isEjected) return;
-    endpoint.awaitConnection(nowMs);
+    endpoint.ejectUntilConnected(nowMs);
     checkConnection(endpoint);
     this.refresh();
   }
@@ -115,8 +116,8 @@ export class EndpointPool {
   }
 
   /**
-   * Ejects `endpoint` if five of its last 20 requests failed and at most half of the endpoints are ejected then: if
-   * all of them fail at times, the others must not get all requests.
+   * Ejects `endpoint` if five of its last 20 requests failed, unless more than half of the endpoints would then be
+   * ejected. If all endpoints fail occasionally, the remaining ones must not get all requests.
    */
   private ejectIfUnreliable(endpoint: Endpoint, nowMs: number) {
     if (!endpoint.isUnreliable) return;
@@ -183,7 +184,7 @@ export class EndpointPool {
     try {
       const found = await lookup(hostname);
       if (!Array.isArray(found) || !found.every((entry) => typeof entry?.address === 'string'))
-        throw new TypeError('lookup must resolve to an array of objects whose `address` is a string');
+        throw new TypeError('`lookup` must resolve to an array of `{ address, family }` objects');
       if (number < this.lastApplied) return;
       this.lookupError = undefined;
       this.lastApplied = number;
@@ -211,7 +212,7 @@ export class EndpointPool {
     const { checkConnection } = this.options;
     if (checkConnection === undefined) return;
     for (const endpoint of this.endpoints) {
-      if (!previous.has(endpoint.address)) endpoint.awaitConnection(performance.now());
+      if (!previous.has(endpoint.address)) endpoint.ejectUntilConnected(performance.now());
       if (endpoint.awaitsConnection) checkConnection(endpoint);
     }
   }

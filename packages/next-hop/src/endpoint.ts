@@ -1,6 +1,6 @@
 import { type Dispatcher, Pool } from 'undici';
 
-const SUSPICIONS_BEFORE_PROBE = 2;
+const WARNINGS_BEFORE_PROBE = 2;
 const FAILURES_BEFORE_EJECTION = 5;
 const OUTCOMES_MASK = 2 ** 20 - 1;
 const FIRST_EJECTION_MS = 1000;
@@ -8,7 +8,7 @@ const MAX_EJECTION_MS = 30_000;
 
 /**
  * One address of a next hop: its connections, and whether it is ejected. It is ejected immediately when a
- * connection attempt fails, when a probe fails after two suspicions in a row (a slow response, a hedge that is faster,
+ * connection attempt fails, when a probe fails after two warnings in a row (a slow response, a hedge that is faster,
  * or a closed idle connection), and after five other failures or responses with 502, 503 or 504 in a row. A successful
  * probe or request readmits it. Each ejection and each failed probe doubles the delay of the next probe, until a request
  * other than a probe succeeds.
@@ -22,7 +22,7 @@ export class Endpoint {
   isEjected = false;
   /** Whether it is ejected because it is new, or slow to connect, and may not accept connections. */
   awaitsConnection = false;
-  private suspicions = 0;
+  private warnings = 0;
   private consecutiveFailures = 0;
   // The last 20 outcomes, one bit each; 1 is a failure.
   private outcomes = 0;
@@ -58,7 +58,7 @@ export class Endpoint {
 
   /** Whether a probe must decide if this endpoint is readmitted or, if it is only suspect, ejected. */
   isDueForProbe(nowMs: number) {
-    return nowMs >= this.probeAtMs && (this.isEjected || this.suspicions >= SUSPICIONS_BEFORE_PROBE);
+    return nowMs >= this.probeAtMs && (this.isEjected || this.warnings >= WARNINGS_BEFORE_PROBE);
   }
 
   /** Prevents other probes until this one has ended. */
@@ -79,16 +79,16 @@ export class Endpoint {
     this.ejectionMs = FIRST_EJECTION_MS;
   }
 
-  /** Readmits it. The next ejection is still longer, until another request succeeds. */
+  /** Readmits it, but keeps the doubled delay of its next probe, which only another request resets. */
   probeSucceeded() {
     this.readmit();
-    this.suspicions = 0;
+    this.warnings = 0;
     this.consecutiveFailures = 0;
     this.outcomes = (this.outcomes << 1) & OUTCOMES_MASK;
   }
 
   /** Ejects it until a connection check or a probe succeeds. */
-  awaitConnection(nowMs: number) {
+  ejectUntilConnected(nowMs: number) {
     this.awaitsConnection = true;
     this.isEjected = true;
     this.probeAtMs = nowMs + FIRST_EJECTION_MS;
@@ -102,14 +102,14 @@ export class Endpoint {
 
   /** Called after a slow response or a closed idle connection, neither of which proves a failure. */
   suspect() {
-    this.suspicions++;
+    this.warnings++;
   }
 
   probeFailed(nowMs: number) {
     const wasEjectedMeanwhile = this.isEjected && this.probeAtMs !== Number.POSITIVE_INFINITY;
     if (wasEjectedMeanwhile) return;
     // If other requests had a response in the meantime, only the probe was slow.
-    if (this.isEjected || this.suspicions > 0) this.startEjection(nowMs);
+    if (this.isEjected || this.warnings > 0) this.startEjection(nowMs);
     else this.probeAtMs = 0;
   }
 

@@ -25,8 +25,8 @@ const CALLER_ERROR_CODES: ReadonlySet<string> = new Set([
   'ERR_INVALID_ARG_TYPE',
 ]);
 const MAX_RETRIES = 2;
-// Another address is likely to respond. The same one may need time to restart. Node rounds the delay of a timer down, to
-// at least 1 ms.
+// Another address is likely to respond. The same one may need time to restart. Node truncates delays to whole
+// milliseconds, at least 1, so the first retry on another address waits 1 or 2 ms.
 const JITTER_MS = { other: 3, same: 25 };
 
 /**
@@ -109,7 +109,10 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.sendAfterConnectionCheck().catch((error) => this.abort(error));
   }
 
-  /** Cancels the exchange. A `NextHopError` from this next hop means an unusable response, which counts as a failure. */
+  /**
+   * Cancels the exchange. If `reason` is a `NextHopError` of this next hop, its response was unusable, so the exchange
+   * counts as failed.
+   */
   abort(reason?: Error) {
     if (this.hasEnded) return;
     this.aborted = true;
@@ -133,27 +136,27 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   }
 
   /** Called when the hedge delay has passed, and again later if a hedge would have had to wait for a connection. */
-  hedge() {
+  onHedgeTimer() {
     const leftMs = this.leftMs();
-    if (leftMs === 0) return expire(this);
-    this.timer = setTimeout(expire, leftMs, this);
+    if (leftMs === 0) return onDeadline(this);
+    this.timer = setTimeout(onDeadline, leftMs, this);
     // If this process was busy, the response may have arrived already. It is read before this callback runs.
-    setImmediate(hedgeNow, this);
+    setImmediate(hedgeIfLate, this);
   }
 
-  /** Sends the request once more if there is no response yet. */
-  hedgeNow() {
+  /** Sends a hedge if it is due, or restarts the timer. */
+  hedgeIfLate() {
     const [late] = this.inFlight;
     if (this.hasEnded || this.winner !== undefined) return;
     // No attempt is in flight: a retry waits for its jitter, or the first attempt for the lookup.
-    if (late === undefined) return this.hedgeLater(this.hedgeDelayMs);
+    if (late === undefined) return this.restartHedgeTimer(this.hedgeDelayMs);
     // A queued attempt says nothing about the endpoint, so don't hedge it.
     if (late.isQueued) return;
     const nowMs = performance.now();
     if (this.late === undefined) {
       const remainingMs = this.hedgeDelayMs - (nowMs - late.sentMs);
       // A retry, or an attempt that has just left the queue, gets the whole hedge delay. Timers can be 1 ms early.
-      if (remainingMs > 1) return this.hedgeLater(remainingMs);
+      if (remainingMs > 1) return this.restartHedgeTimer(remainingMs);
       this.late = late;
       late.endpoint.suspect();
       if (!late.wasSent) this.hop.endpoints.ejectUntilConnected(late.endpoint, nowMs);
@@ -161,27 +164,29 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     } else if (late !== this.late) return;
     const other = this.hop.endpoints.choose(this.avoided);
     // If the hedge would have to wait for a connection, try again later.
-    if (other?.isBusy) return this.hedgeLater(this.timeoutMs / 4);
+    if (other?.isBusy) return this.restartHedgeTimer(this.timeoutMs / 4);
     if (other !== undefined && this.hop.budget.withdrawHedge(nowMs)) this.send('hedge');
   }
 
-  private hedgeLater(delayMs: number) {
-    // The timer is already set to the deadline.
+  private restartHedgeTimer(delayMs: number) {
+    // The deadline comes first, and the timer is already set to it.
     if (this.leftMs() <= delayMs) return;
     clearTimeout(this.timer);
-    this.timer = setTimeout(hedge, delayMs, this);
+    this.timer = setTimeout(onHedgeTimer, delayMs, this);
   }
 
   /** Ends the exchange because its deadline has passed. */
-  expireNow() {
+  endAfterDeadline() {
     if (this.hasEnded) return;
     // An attempt that was sent says more about the next hop than one that is still queued.
     const late = this.inFlight.find((attempt) => !attempt.isQueued) ?? this.inFlight[0];
-    // If an earlier attempt could not connect, this one waits because others can't connect either.
-    const isUnconnected = late?.isQueued && this.attempts > 1 && NO_CONNECTION.has(this.lastCode);
-    const code = late === undefined || isUnconnected ? this.lastCode : late.timeoutCode();
+    // If an earlier attempt could not connect, the connections that this one waits for can't be established either.
+    const waitsForFailingConnections =
+      late?.isQueued && this.attempts > 1 && NO_CONNECTION.has(this.lastCode);
+    const code = late === undefined || waitsForFailingConnections ? this.lastCode : late.timeoutCode();
     // If the handler has paused the response, the caller is slow, not the next hop.
     if (this.paused && this.winner !== undefined) return this.reject(new NextHopError(code, this.hop.name));
+    if (late?.hadTooLittleTime) return this.fail(code, this.lastCause, false);
     if (code === 'http_response_timeout' && late !== undefined)
       this.hop.endpoints.failed(late.endpoint, performance.now());
     this.fail(code, this.lastCause);
@@ -189,7 +194,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
 
   // The hedge delay starts when the request is sent.
   leftQueue() {
-    if (!this.isRepeatable || this.attempts > 1) return;
+    if (!this.isRepeatable || this.inFlight.length > 1) return;
     clearTimeout(this.timer);
     this.startHedgeTimer(this.leftMs());
   }
@@ -197,8 +202,8 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   endIfExpired({ isQueued }: Attempt) {
     if (this.inFlight.length > 1 || this.leftMs() > 0) return;
     if (isQueued) return this.fail('connection_limit_reached', this.lastCause);
-    // There is a connection, so the code must not say that there was none.
-    this.fail(this.attempts > 1 ? this.lastCode : 'http_response_timeout', this.lastCause);
+    // A connection exists, so `connection_timeout` would be wrong. The next hop got nothing, so it has not failed.
+    this.fail(this.attempts > 1 ? this.lastCode : 'http_response_timeout', this.lastCause, false);
   }
 
   informationReceived(statusCode: number, headers: IncomingHttpHeaders, statusMessage?: string) {
@@ -288,7 +293,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
 
   private sendFirst(leftMs: number) {
     if (this.isRepeatable) this.startHedgeTimer(leftMs);
-    else this.timer = setTimeout(expire, leftMs, this);
+    else this.timer = setTimeout(onDeadline, leftMs, this);
     this.send('first');
     if (this.request.allowProbe !== false && !this.hasEnded) this.sendProbe();
   }
@@ -313,7 +318,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
 
   private startHedgeTimer(leftMs: number) {
     this.hedgeDelayMs = Math.min(this.hop.hedgeDelay.ms, this.timeoutMs / 4);
-    this.timer = setTimeout(hedge, Math.min(this.hedgeDelayMs, leftMs), this);
+    this.timer = setTimeout(onHedgeTimer, Math.min(this.hedgeDelayMs, leftMs), this);
   }
 
   private send(kind: AttemptKind, usesNewConnection = false) {
@@ -393,7 +398,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.inFlight = [winner];
   }
 
-  // The hedge has already recorded a suspicion, so an attempt that a later one overtakes counts twice. Its time so far
+  // The hedge has already recorded a warning, so an attempt that a later one overtakes counts twice. Its time so far
   // is recorded because the hedge delay would otherwise not adapt to a next hop that has become slow.
   private recordSlow(attempt: Attempt, nowMs: number) {
     attempt.endpoint.suspect();
@@ -434,10 +439,14 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     return code === 'UND_ERR_ABORTED' && bodyStream?.destroyed === true && !bodyStream.readableEnded;
   }
 
-  private fail(code: NextHopErrorCode, cause?: unknown) {
+  // Reaching the connection limit says nothing about the health of the next hop.
+  private fail(
+    code: NextHopErrorCode,
+    cause?: unknown,
+    isNextHopFailure = code !== 'connection_limit_reached',
+  ) {
     if (this.hasEnded) return;
-    // Reaching the connection limit says nothing about the health of the next hop.
-    if (code === 'connection_limit_reached') this.hop.breaker.cancel(this.admission, this.admittedMs);
+    if (!isNextHopFailure) this.hop.breaker.cancel(this.admission, this.admittedMs);
     else
       this.hop.breaker.record(
         this.admission,
@@ -516,19 +525,19 @@ function isCallerError(error: Error) {
 }
 
 // Named functions, so that a timer needs no closure.
-function hedge(exchange: Exchange) {
-  exchange.hedge();
+function onHedgeTimer(exchange: Exchange) {
+  exchange.onHedgeTimer();
 }
 
-function hedgeNow(exchange: Exchange) {
-  exchange.hedgeNow();
+function hedgeIfLate(exchange: Exchange) {
+  exchange.hedgeIfLate();
 }
 
-// If this process was busy, the response may have arrived already. As in `Exchange.hedge`, it is read first.
-function expire(exchange: Exchange) {
-  setImmediate(expireNow, exchange);
+// If this process was busy, the response may have arrived already. As in `Exchange.onHedgeTimer`, it is read first.
+function onDeadline(exchange: Exchange) {
+  setImmediate(endAfterDeadline, exchange);
 }
 
-function expireNow(exchange: Exchange) {
-  exchange.expireNow();
+function endAfterDeadline(exchange: Exchange) {
+  exchange.endAfterDeadline();
 }

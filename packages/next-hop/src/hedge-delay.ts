@@ -6,7 +6,7 @@ const BUCKET_GROWTH = Math.log(1.1);
 
 /**
  * How long to wait for a response before hedging: the 99th percentile of the last 1000 response times, at least 10 ms,
- * and `maxMs` until 100 responses are known. So about one request in a hundred is hedged ("The Tail at Scale", Dean
+ * and `maxMs` before the first 100 responses. So about one request in a hundred is hedged ("The Tail at Scale", Dean
  * and Barroso, 2013).
  */
 export class HedgeDelay {
@@ -42,10 +42,10 @@ export class HedgeDelay {
 
   private update() {
     if (this.responses < MIN_RESPONSES) return;
-    const slowest = Math.min(this.responses, WINDOW_RESPONSES) / 100;
+    const slowestCount = Math.min(this.responses, WINDOW_RESPONSES) / 100;
     let bucket = this.counts.length - 1;
-    for (let above = this.counts[bucket] as number; above <= slowest && bucket > 0; )
-      above += this.counts[--bucket] as number;
+    for (let countAbove = this.counts[bucket] as number; countAbove <= slowestCount && bucket > 0; )
+      countAbove += this.counts[--bucket] as number;
     this.ms = Math.min(Math.ceil(MIN_DELAY_MS * Math.exp(bucket * BUCKET_GROWTH)), this.maxMs);
   }
 }

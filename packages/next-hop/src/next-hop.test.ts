@@ -408,7 +408,7 @@ describe('retries', () => {
     expect(server.requests()).toBe(3);
   });
 
-  test('a 503 that arrived while this process was busy is the response if there is no time for a retry', async () => {
+  test('a 503 that arrived while this process was busy is returned if no time is left for a retry', async () => {
     const respond = (_req: unknown, res: ServerResponse) => {
       res.writeHead(503).end();
       setImmediate(() => block(1200));
@@ -440,7 +440,7 @@ describe('retries', () => {
     expect(paths).toEqual(['/first']);
   });
 
-  test('a 200 of a hedge is the response if it arrived with a 503 while this process was busy', async () => {
+  test('the 200 of a hedge is preferred to a 503 if both arrived while this process was busy', async () => {
     const held: ServerResponse[] = [];
     const bad = await httpUpstream((_req, res) => void held.push(res.writeHead(503)), '127.0.0.2');
     const respond = (_req: unknown, res: ServerResponse) => {
@@ -456,7 +456,7 @@ describe('retries', () => {
     expect(bad.requests()).toBe(1);
   });
 
-  test('a POST that this process could not send before the deadline, although a connection was idle, is not sent', async () => {
+  test('a POST is not sent after its deadline, even on an idle connection', async () => {
     const server = await httpUpstream((_req, res) => void res.end('ok'));
     cleanups.push(() => server.close());
     const hop = clientOf(server.origin, { timeoutMs: 300 });
@@ -478,6 +478,58 @@ describe('retries', () => {
     await expect(second).rejects.toMatchObject({ code: 'http_response_timeout' });
     expect((await first).statusCode).toBe(200);
     expect(server.requests()).toBe(2);
+  });
+
+  test('POSTs that waited too long for a connection do not open the circuit', async () => {
+    const server = await httpUpstream((_req, res) => void setTimeout(() => res.end('ok'), 300));
+    cleanups.push(() => server.close());
+    const states: string[] = [];
+    const observer: Observer = { circuitChanged: (state) => void states.push(state) };
+    const hop = clientOf(server.origin, { connections: 1, timeoutMs: 500, observer });
+    let timeouts = 0;
+    for (let i = 0; i < 30; i++) {
+      hop.request({ path: '/', method: 'POST' }).catch(({ code }) => {
+        timeouts += Number(code === 'http_response_timeout');
+      });
+      await sleep(100);
+    }
+    expect(timeouts).toBeGreaterThan(16);
+    expect(states).toEqual([]);
+  });
+
+  test('requests that this process could not send before the deadline do not open the circuit', async () => {
+    const server = await httpUpstream((_req, res) => void res.end('ok'));
+    cleanups.push(() => server.close());
+    const hop = clientOf(server.origin, { timeoutMs: 300 });
+    const measureMany = () => Promise.all(Array.from({ length: 32 }, () => measure(hop)));
+    await measureMany();
+    await sleep(50);
+    const late = measureMany();
+    block(500);
+    for (const { outcome } of await late) expect(outcome).toBe('http_response_timeout');
+    expect(hop.circuit).toBe('closed');
+  });
+
+  test('a retry that waited for a connection is hedged', async () => {
+    const three = ['127.0.0.1', '127.0.0.2', '127.0.0.3'];
+    let gets = 0;
+    const respond = (req: { method?: string | undefined }, res: ServerResponse) => {
+      if (req.method === 'POST') return void setTimeout(() => res.end(), 400);
+      gets++;
+      if (gets === 1) res.writeHead(503).end();
+      else if (gets === 3) res.end('ok');
+    };
+    const servers: StubUpstream[] = [];
+    for (const host of three) servers.push(await httpUpstream(respond, host, servers[0]?.port ?? 0));
+    cleanups.push(() => Promise.all(servers.map((server) => server.close())));
+    const hop = clientOf(`http://hop.test:${servers[0]?.port}`, {
+      lookup: addressesOf(three),
+      connections: 3,
+    });
+    const posts = [1, 2].map(() => hop.request({ path: '/', method: 'POST' }));
+    expect((await measure(hop)).outcome).toBe('ok');
+    expect(gets).toBe(3);
+    await Promise.all(posts);
   });
 
   test('a retry that is sent after the hedge delay is hedged, too', async () => {

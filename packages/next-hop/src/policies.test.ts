@@ -74,7 +74,7 @@ describe('ejection', () => {
     expect(endpoint.isEjected).toBe(true);
   });
 
-  test('ejects an endpoint when a probe fails after two suspicions in a row and no response since', () => {
+  test('ejects an endpoint when a probe fails after two warnings in a row and no response since', () => {
     const endpoint = createEndpoint();
     endpoint.suspect();
     endpoint.succeeded();
@@ -94,7 +94,7 @@ describe('ejection', () => {
     expect(endpoint.isEjected).toBe(true);
   });
 
-  test('is twice as long each time, even if the probe succeeds, until another request does', () => {
+  test('lasts twice as long each time, even if its probe succeeds, until another request succeeds', () => {
     const endpoint = createEndpoint();
     for (const [ejectedAtMs, lastsMs] of [
       [0, 1000],
@@ -127,7 +127,7 @@ describe('ejection', () => {
     },
   );
 
-  test('of an endpoint whose probe is in flight is not prolonged by other failures', () => {
+  test('is not extended by failures during a probe', () => {
     const endpoint = createEndpoint();
     endpoint.eject(0);
     endpoint.startProbe();

@@ -1,4 +1,4 @@
-// Durations with bounds so close that other work on the machine would exceed them.
+// Tests with tight time limits, which need an otherwise idle machine.
 import type { NextHop, NextHopError } from 'next-hop';
 import { sleep, testClients } from './clients';
 

@@ -306,7 +306,7 @@ describe('the option connect', () => {
     expect(new Set(targets)).toEqual(new Set(['127.0.0.1', '127.0.0.2', `hop.test:${port}`]));
   });
 
-  test('a connection that is established while this process is busy counts, although a quarter of the deadline has passed', async () => {
+  test('a connection that was established while this process was busy is used, even after a quarter of the deadline', async () => {
     const { origin, connections } = await server((_req, res) => void res.end('ok'));
     const hop = client(origin, { timeoutMs: 400 });
     const response = hop.request({ path: '/', method: 'POST' });
@@ -326,11 +326,11 @@ describe('the option connect', () => {
 });
 
 describe('the option lookup', () => {
-  test('that does not resolve to an array of addresses makes requests fail with dns_error, and is the cause while the circuit is open', async () => {
+  test('with an invalid result fails requests with dns_error, and is the cause of failures while the circuit is open', async () => {
     for (const found of [['127.0.0.1'], [{ host: '127.0.0.1' }], '127.0.0.1']) {
       const lookup = (async () => found) as unknown as NextHopOptions['lookup'] & {};
       const hop = client('http://hop.test', { lookup });
-      const cause = { message: 'lookup must resolve to an array of objects whose `address` is a string' };
+      const cause = { message: '`lookup` must resolve to an array of `{ address, family }` objects' };
       await expect(hop.get('/')).rejects.toMatchObject({ code: 'dns_error', cause });
       while (hop.circuit !== 'open') await hop.get('/').catch(() => {});
       await expect(hop.get('/')).rejects.toMatchObject({ code: 'destination_unavailable', cause });

@@ -100,7 +100,7 @@ describe('a next hop to which no connection can be established', () => {
     expect(median(times)).toBeLessThan(40);
   });
 
-  test('a connection that is established while this process is busy counts, although 25 ms have passed', async () => {
+  test('a connection that was established while this process was busy is used, even after 25 ms', async () => {
     const { hop, listen } = await withOpenCircuit();
     await listen();
     const result = measure(hop);
