@@ -50,7 +50,7 @@ test('with 1000 slow uploads and 1000 slow readers, all GET /hello and GET /book
   const loads = ['/hello', '/books'].map(
     (path) => new LoadGenerator(new URL(path, api.url), REQUESTS_PER_SECOND),
   );
-  // Long enough that the few requests that a pause of the machine delays are fewer than 1 %.
+  // Long enough that a short pause of the machine delays fewer than 1 % of the requests.
   await sleep(6000);
   const summaries = await Promise.all(loads.map((load) => load.stop()));
   const open = clients.filter((client) => !client.destroyed).length;

@@ -49,8 +49,8 @@ export async function httpUpstream(
 }
 
 /**
- * A port below those that Linux assigns (from 32768 by default), so that it stays free for a test that listens on it
- * later or on several addresses.
+ * A port below Linux's ephemeral range (from 32768 by default), so that the kernel does not assign it to another socket
+ * before the test listens on it.
  */
 const randomPort = () => 10_000 + Math.floor(Math.random() * 20_000);
 

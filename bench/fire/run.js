@@ -33,7 +33,7 @@ const FORMATS = {
 const WRONG_RESULTS = ['sentTwice', 'storedTwice', 'missing'];
 /** Columns with the total of all rounds. The others have the median. */
 const TOTALED_COLUMNS = new Set(['sent', 'failed', ...WRONG_RESULTS]);
-// How far a figure is from the ideal one. Everywhere else, that is the figure itself.
+// The distance from the ideal value. In all other columns, lower is better.
 const DISTANCE = { share: (value) => Math.abs(value - 2 / 3) };
 // Fewer requests can mean that some never reached api2, so a low number is no advantage.
 const NOT_RANKED = new Set(['requests']);
@@ -46,8 +46,9 @@ const MIN_ROUNDS_FOR_TEST = 3;
 /** With more, the test would need too much memory. */
 const MAX_ROUNDS = 10;
 
-// A garbage collection of this process would delay requests, so most are avoided (see package.json), and one is forced.
-if (globalThis.gc === undefined) throw new Error('Start it with `npm run bench:fire`.');
+// A garbage collection of this process would delay requests. The flags in package.json make them rare, and one is forced
+// before each measurement.
+if (globalThis.gc === undefined) throw new Error('Node must run with --expose-gc. Use `npm run bench:fire`.');
 const rounds = Number(process.env.ROUNDS ?? 1);
 if (!(Number.isInteger(rounds) && rounds >= 1 && rounds <= MAX_ROUNDS))
   throw new Error(`ROUNDS must be an integer from 1 to ${MAX_ROUNDS}.`);
@@ -125,19 +126,19 @@ function cell(scenario, column, client) {
   if (column !== 'slowest' || rounds === 1) return marked;
   const durations = durationsOf(scenario, client);
   const range = `(${ms(Math.min(...durations))} to ${ms(Math.max(...durations))})`;
-  return `${marked}${isInsignificantlySlower(scenario, client) ? ' †' : ''} ${range}`;
+  return `${marked}${isNotSignificantlySlower(scenario, client) ? ' †' : ''} ${range}`;
 }
 
 const durationsOf = (scenario, client) => measured[scenario][client].map((round) => round.slowest);
 
 /** Whether a client is slower than the best ones in `slowest`, but not significantly slower than any of them. */
-function isInsignificantlySlower(scenario, client) {
+function isNotSignificantlySlower(scenario, client) {
   if (rounds < MIN_ROUNDS_FOR_TEST) return false;
   const best = bestClients(scenario, 'slowest');
   if (best.has(client) || !bestClients(scenario, 'failed').has(client)) return false;
-  const isInsignificant = (other) =>
+  const isNotSignificant = (other) =>
     rankSumPValue(durationsOf(scenario, client), durationsOf(scenario, other)) > SIGNIFICANCE_LEVEL;
-  return [...best].every(isInsignificant);
+  return [...best].every(isNotSignificant);
 }
 
 /**
@@ -220,12 +221,12 @@ async function versions() {
 
 function roundsText() {
   if (rounds === 1) return 'Each cell is one measurement, and the best figures are in bold.';
-  return `Each cell was measured ${rounds} times, in ${rounds} rounds through all cells. "Sent", "failed" and the wrong results are totals; every other figure is the median, and the range of "slowest" follows in parentheses. The best figures are in bold.${testText()}`;
+  return `Each cell was measured ${rounds} times, in ${rounds} rounds through all cells. "Sent", "failed", "sent twice", "stored twice" and "acknowledged and missing" are totals; every other figure is the median, and the range of "slowest" follows in parentheses. The best figures are in bold.${testText()}`;
 }
 
 function testText() {
   if (rounds < MIN_ROUNDS_FOR_TEST) return '';
-  return ` In the column "slowest", † marks a client that is not the best, but is not significantly slower than the best one (exact one-sided rank-sum test, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons; if several clients are the best, † marks one that is not significantly slower than any of them). The other columns were not tested. With so few measurements, a difference is significant only if the ranges hardly overlap, so † does not mean that two clients are equally fast.`;
+  return ` In the column "slowest", † marks a client that is not the best, but is not significantly slower than the best one (exact one-sided rank-sum test, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons; if several clients are equally good, † marks one that is not significantly slower than any of them). The other columns were not tested. With so few measurements, a difference is significant only if the ranges hardly overlap, so † does not mean that two clients are equally fast.`;
 }
 
 function discardedText() {
@@ -238,9 +239,9 @@ async function report() {
 
 ${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${await versions()}, next-hop at commit ${commit}. All figures are from one run of \`ROUNDS=${rounds} npm run bench:fire\`.
 
-A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; 200 requests per second come from the host, whatever the responses are. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has already optimized the code for them, and then 200 requests per second for at least one second. There is no such warm-up for \`POST\`. Where one of three replicas fails, it is the one that received the most requests just before: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
+A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; a load generator on the host sends 200 requests per second without waiting for responses. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has already optimized the code for them, and then 200 requests per second for at least one second. There is no such warm-up for \`POST\`. Where one of three replicas fails, it is the one that received the most requests just before: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
 
-A request failed if it had no complete 2xx response within the deadline of 2 s (and 0.1 s for the measurement). Clients with a timeout for each attempt have one of 650 ms and two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 completed, according to its log, for each request of the load (requests that a killed replica had not yet logged are not counted). Times are in milliseconds, measured by the load generator.
+A request failed if it had no complete 2xx response within the deadline of 2 s (plus a margin of 0.1 s). The timeout per attempt, for clients that have one, is 650 ms, with two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 completed, according to its log, for each request of the load (requests that a killed replica had not yet logged are not counted). Times are in milliseconds, measured by the load generator.
 
 ${roundsText()} A client that fails early can have good times, so times are compared only among the clients whose number of failures is in bold.${discardedText()}
 

@@ -9,7 +9,7 @@ const WARM_UP_REQUESTS = 1000;
 const LOG_DELAY_MS = 300;
 
 /**
- * The scenarios in the order in which they run, which needs the fewest changes of the stack in between. Each resolves
+ * The scenarios, ordered so that the stack changes as little as possible between them. Each resolves
  * to the figures of one client: `failed`, `sent`, `slowest`, `p99`, `requests` (that api2 completed for each one sent)
  * and those that its `columns` name.
  */
@@ -104,7 +104,7 @@ export const SCENARIOS = {
   post: {
     title: '`POST` while replicas are killed with `kill -9`, one after the other, six times',
     description:
-      'Each request stores a book with a title of its own. There are three wrong results: a request that is sent twice, because api2 may have executed the first one before the connection failed; a book that is stored twice; and a book that is missing although the client reported success. A client with a wrong result gets no bold figure for failures or times. Requests are counted as the caller sends them, so those that HAProxy repeats are not measured; its configuration allows that only if nothing was sent.',
+      'Each request stores a book with a title of its own. Three results are wrong: a request is sent twice (api2 may have executed the first one), a book is stored twice, or a book is missing although the client reported success. A client with a wrong result gets no bold figure for failures or times. Requests are counted as the caller sends them, so those that HAProxy repeats are not measured; its configuration allows that only if nothing was sent.',
     columns: { sentTwice: 'sent twice', storedTwice: 'stored twice', missing: 'acknowledged and missing' },
     async run(client) {
       const names = await prepare(client, 3, { countsSends: true });
@@ -131,7 +131,7 @@ export const SCENARIOS = {
   gone: {
     title: 'All 3 replicas gone for 4 s and back',
     description:
-      'The first success is counted from the moment at which the first replica accepts connections. Only requests sent after that moment are in the other columns. Clients without a circuit breaker try to connect for each request; cockatiel rejects requests until a probe succeeds. next-hop rejects those for which it cannot connect within 25 ms.',
+      'The first success is the time from the moment at which the first replica accepts connections to the first 200. The other columns include only requests that were sent after that moment. Clients without a circuit breaker try to connect for each request; cockatiel rejects requests until a probe succeeds. next-hop rejects those for which it cannot connect within 25 ms.',
     columns: { first: 'first success' },
     async run(client) {
       const names = await prepare(client, 3);

@@ -99,17 +99,18 @@ export async function prepareFault(name, ...args) {
   // The arguments of the command start at `process.argv[2]`, after its name.
   const command = ['exec', '--interactive', name, NODE, '--eval', program, 'fault-command', ...args];
   const child = spawn('docker', command, { stdio: ['pipe', 'pipe', 'inherit'] });
-  const what = `The process that sets the fault of ${name}`;
+  const description = `The process that sets the fault of ${name}`;
   const ended = once(child, 'close').then(([code]) => code);
   const ready = once(child.stdout, 'data');
   const code = await Promise.race([ended, ready]);
-  if (typeof code === 'number') throw new Error(`${what} exited with code ${code} before it was ready.`);
-  // If the process has ended, its exit code says so.
+  if (typeof code === 'number')
+    throw new Error(`${description} exited with code ${code} before it was ready.`);
+  // If the process has ended, writing to it fails; its exit code is reported below.
   child.stdin.on('error', () => {});
   return async () => {
     child.stdin.end('set');
     const exitCode = await ended;
-    if (exitCode !== 0) throw new Error(`${what} exited with code ${exitCode}.`);
+    if (exitCode !== 0) throw new Error(`${description} exited with code ${exitCode}.`);
   };
 }
 

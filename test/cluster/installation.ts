@@ -91,7 +91,7 @@ export class Installation {
   async untilStopped(service: ServiceName, change: () => Promise<unknown>) {
     const before = (await this.pods(service)).map(({ name }) => name);
     await hold(this.namespace, before);
-    // Kubernetes may delete a log as soon as the container has stopped, so follow it from before the change.
+    // Kubernetes may delete a log as soon as the container has stopped, so start to follow it before the change.
     const logs = await Promise.all(before.map((pod) => followLog(this.namespace, pod)));
     try {
       await change();
