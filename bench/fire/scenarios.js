@@ -200,8 +200,14 @@ async function underLoad(disturb, bodyOf) {
   const sinceMs = Date.now();
   const load = new Load(stack.CALLER_URL, PER_SECOND, bodyOf);
   await sleep(1000);
-  await disturb();
-  await sleep(1000);
+  try {
+    await disturb();
+    await sleep(1000);
+  } catch (error) {
+    // Otherwise, it would load the measurements that follow.
+    await load.stop();
+    throw error;
+  }
   const samples = await load.stop();
   await sleep(LOG_DELAY_MS);
   const completed = sum([...(await requestCounts(sinceMs)).values()]);

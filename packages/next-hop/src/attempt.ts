@@ -34,6 +34,8 @@ export interface AttemptOwner extends ExchangeInfo {
   dataReceived(chunk: Buffer): void;
   responseEnded(attempt: Attempt, trailers: IncomingHttpHeaders): void;
   attemptFailed(attempt: Attempt, code: NextHopErrorCode, error: Error): void;
+  /** Ends the exchange with an error that says nothing about the next hop. */
+  reject(error: Error): void;
   /** @returns whether the response of this attempt, a 502, 503 or 504, must be discarded */
   retryOnOtherEndpoint(attempt: Attempt): boolean;
 }
@@ -73,8 +75,15 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
     endpoint.inFlight++;
     const added = exchange.hop.observer.attemptStarted?.(this, exchange);
     const request = added === undefined ? exchange.request : withHeaders(exchange.request, added);
-    if (usesNewConnection) endpoint.newConnections.dispatch({ ...request, reset: true }, this);
-    else endpoint.connections.dispatch(request, this);
+    try {
+      if (usesNewConnection) endpoint.newConnections.dispatch({ ...request, reset: true }, this);
+      else endpoint.connections.dispatch(request, this);
+    } catch (error) {
+      // A dispatcher of `factory` may reject a request by throwing, such as undici's MockAgent and ProxyAgent.
+      this.isCancelled = true;
+      this.end('proxy_internal_error');
+      exchange.reject(error as Error);
+    }
   }
 
   /** Cancels the attempt. A queued attempt is cancelled when it gets a connection. */

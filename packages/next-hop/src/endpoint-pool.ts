@@ -197,9 +197,12 @@ export class EndpointPool {
 
   private replace(found: readonly LookupAddress[]) {
     const unique = [...new Map(found.map((address) => [address.address, address])).values()];
-    const used = unique.slice(0, this.options.connections);
-    const maxConnections = Math.max(1, Math.floor(this.options.connections / used.length));
     const previous = new Map(this.endpoints.map((endpoint) => [endpoint.address, endpoint]));
+    // Each address needs a connection. If there are too many addresses, the ones in use are kept.
+    const known = unique.filter(({ address }) => previous.has(address));
+    const added = unique.filter(({ address }) => !previous.has(address));
+    const used = [...known, ...added].slice(0, this.options.connections);
+    const maxConnections = Math.max(1, Math.floor(this.options.connections / used.length));
     this.endpoints = used.map((address) =>
       this.keepOrOpen(previous.get(address.address), address, maxConnections),
     );

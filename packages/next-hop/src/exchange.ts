@@ -261,7 +261,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
 
   /** An attempt failed. The exchange fails with it, unless another one is in flight or it can be retried. */
   attemptFailed(attempt: Attempt, code: NextHopErrorCode, error: Error) {
-    if (isCallerError(error) || this.isBodyDestroyed(error)) return this.reject(error);
+    if (isCallerError(error, attempt) || this.isBodyDestroyed(error)) return this.reject(error);
     const nowMs = performance.now();
     this.recordEndpointFailure(attempt, code, nowMs);
     if (this.hasEnded) return;
@@ -460,7 +460,6 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.reportError(error);
   }
 
-  /** Ends the exchange with an error that says nothing about the next hop. */
   reject(error: Error) {
     if (this.hasEnded) return;
     this.hop.breaker.cancel(this.admission, this.admittedMs);
@@ -518,10 +517,11 @@ function streamOf(body: object): Readable | undefined {
     : undefined;
 }
 
-// undici validates the request itself, in part only when it has a connection.
-function isCallerError(error: Error) {
-  const { code = '' } = error as NodeJS.ErrnoException;
-  return CALLER_ERROR_CODES.has(code);
+// undici validates the request itself, in part only when it has a connection. Some invalid headers cause a `TypeError`
+// without a code.
+function isCallerError(error: Error, { wasSent }: Attempt) {
+  const { code, name } = error as NodeJS.ErrnoException;
+  return code === undefined ? !wasSent && name === 'TypeError' : CALLER_ERROR_CODES.has(code);
 }
 
 // Named functions, so that a timer needs no closure.

@@ -51,7 +51,7 @@ export class GetHandler implements Dispatcher.DispatchHandler {
   onRequestStart(controller: Dispatcher.DispatchController) {
     this.controller = controller;
     const { signal } = this;
-    if (signal === undefined) return;
+    if (signal == null) return;
     if (signal.aborted) this.abort();
     else signal.addEventListener('abort', this.abort, { once: true });
   }
@@ -66,7 +66,8 @@ export class GetHandler implements Dispatcher.DispatchHandler {
     this.headers = headers;
     const coding = headers['content-encoding'];
     // `get` requests no content coding.
-    if (coding !== undefined && coding !== 'identity') this.fail('http_response_content_coding');
+    if (coding !== undefined && coding.toLowerCase() !== 'identity')
+      this.fail('http_response_content_coding');
     else if (Number(headers['content-length']) > this.maxBodyBytes) this.fail('http_response_body_size');
   }
 

@@ -82,6 +82,8 @@ export class NextHop<Context = unknown> extends Dispatcher {
     const { timeoutMs = TIMEOUT_MS, connections = CONNECTIONS, observer = {}, factory } = options;
     checkDuration('timeoutMs', timeoutMs);
     if (options.lookupIntervalMs !== undefined) checkDuration('lookupIntervalMs', options.lookupIntervalMs);
+    checkFunction('lookup', options.lookup);
+    checkFunction('factory', factory);
     if (!Number.isInteger(connections) || connections < 1)
       throw new errors.InvalidArgumentError('connections must be a positive integer');
     const maxProbes = factory ? 0 : connections;
@@ -165,7 +167,8 @@ export class NextHop<Context = unknown> extends Dispatcher {
   /**
    * Sends a GET request for `path` and reads the complete response, whatever its status. The promise resolves
    * at the end of the turn of the event loop in which the response is complete; it rejects immediately.
-   * @throws {NextHopError} if there is no usable response; the reason of `signal` if it aborts
+   * @throws {NextHopError} if there is no usable response; the reason of `signal` if it aborts; undici's
+   *   `InvalidArgumentError` if an argument is invalid
    */
   get(path: string, options: GetOptions<Context> = {}): Promise<WholeResponse> {
     const {
@@ -177,6 +180,8 @@ export class NextHop<Context = unknown> extends Dispatcher {
       allowProbe = true,
     } = options;
     return new Promise((resolve, reject) => {
+      if (!(maxBodyBytes >= 0)) throw new errors.InvalidArgumentError('maxBodyBytes must be a number from 0');
+      if (signal != null) checkSignal(signal);
       const handler = new GetHandler(this.hop.name, maxBodyBytes, signal, this.completed, resolve, reject);
       const request = {
         origin: this.originText,
@@ -351,4 +356,14 @@ function isDuration(ms: number) {
 
 function checkDuration(name: string, ms: number) {
   if (!isDuration(ms)) throw new errors.InvalidArgumentError(durationMessage(name));
+}
+
+function checkFunction(name: string, value: unknown) {
+  if (value !== undefined && typeof value !== 'function')
+    throw new errors.InvalidArgumentError(`${name} must be a function`);
+}
+
+function checkSignal({ addEventListener, removeEventListener }: AbortSignalLike) {
+  if (typeof addEventListener !== 'function' || typeof removeEventListener !== 'function')
+    throw new errors.InvalidArgumentError('signal must be an AbortSignal');
 }

@@ -19,7 +19,12 @@ export class Probe implements Dispatcher.DispatchHandler {
   }
 
   send(request: Dispatcher.DispatchOptions, connections: Dispatcher) {
-    connections.dispatch(request, this);
+    try {
+      connections.dispatch(request, this);
+    } catch {
+      // A dispatcher of `factory` may throw, which says nothing about the next hop. The request gets the error, too.
+      this.end();
+    }
   }
 
   onRequestStart(controller: Dispatcher.DispatchController) {

@@ -36,6 +36,8 @@ describe('the constructor', () => {
     { connections: 0.5 },
     { lookupIntervalMs: 0 },
     { lookupIntervalMs: Number.NaN },
+    { lookup: '127.0.0.1' as never },
+    { factory: {} as never },
   ])('throws when an option is %p', (options) => {
     expect(() => new NextHop('http://hop.test', options)).toThrow(expect.objectContaining(INVALID));
   });
@@ -163,6 +165,37 @@ describe('get', () => {
       await closed;
     },
   );
+
+  test.each([
+    { signal: new AbortController() as never },
+    { signal: {} as never },
+    { maxBodyBytes: Number.NaN },
+    { maxBodyBytes: -1 },
+  ])('rejects with an argument error when its options are %p', async (options) => {
+    const { origin } = await server((_req, res) => void res.end());
+    await expect(client(origin).get('/', options)).rejects.toMatchObject(INVALID);
+  });
+
+  test('accepts null as its signal, like fetch', async () => {
+    const { origin } = await server((_req, res) => void res.end('ok'));
+    expect((await client(origin).get('/', { signal: null as never })).text()).toBe('ok');
+  });
+
+  test('rejects with the error of undici when its headers are invalid, which does not open the circuit', async () => {
+    const { origin } = await server((_req, res) => void res.end('ok'));
+    const hop = client(origin);
+    const invalid = { a: Symbol('invalid') } as never;
+    for (let i = 0; i < 32; i++)
+      await expect(hop.get('/', { headers: invalid })).rejects.toMatchObject({ name: 'TypeError' });
+    expect((await hop.get('/')).text()).toBe('ok');
+  });
+
+  test('accepts the content coding identity in any case', async () => {
+    const { origin } = await server((_req, res) => {
+      res.writeHead(200, { 'content-encoding': 'Identity' }).end('ok');
+    });
+    expect((await client(origin).get('/')).text()).toBe('ok');
+  });
 
   test('does not count aborted requests as failures, even if the reason is an error from another next hop', async () => {
     const { origin } = await server(() => {});
@@ -464,6 +497,23 @@ describe('addresses', () => {
     expect(hop.stats).toEqual({ '127.0.0.1': busy, '127.0.0.2': busy });
     await Promise.all(responses);
     expect(hop.stats['127.0.0.1']).toMatchObject({ connected: 2, running: 0, size: 0 });
+  });
+
+  test('addresses in use are kept if there are more than connections, whatever their order', async () => {
+    const { port } = await server((_req, res) => void res.end(), '127.0.0.1');
+    let known = ['127.0.0.1', '127.0.0.2', '127.0.0.3'];
+    let lookups = 0;
+    const lookup = () => {
+      lookups++;
+      return lookupOf(known)();
+    };
+    const hop = client(`http://hop.test:${port}`, { lookup, lookupIntervalMs: 20, connections: 2 });
+    await hop.get('/');
+    expect(Object.keys(hop.stats).sort()).toEqual(two);
+    known = known.toReversed();
+    const before = lookups;
+    await until(() => lookups > before + 2);
+    expect(Object.keys(hop.stats).sort()).toEqual(two);
   });
 
   test('ejectedAddresses has an address that refuses connections until it accepts them again', async () => {

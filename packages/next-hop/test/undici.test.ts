@@ -267,6 +267,25 @@ describe('MockAgent', () => {
   });
 });
 
+test('a factory whose dispatcher throws rejects the request with that error, also if a hedge throws', async () => {
+  const states: string[] = [];
+  const mock = new undici8.MockAgent();
+  mock.disableNetConnect();
+  const observer = { circuitChanged: (state: string) => void states.push(state) };
+  const hop = client('http://hop.test', {
+    factory: ({ origin }) => mock.get(origin),
+    timeoutMs: 200,
+    observer,
+  });
+  const code = 'UND_MOCK_ERR_MOCK_NOT_MATCHED';
+  // The first request waits for the lookup, later ones are dispatched synchronously.
+  for (let i = 0; i < 40; i++) await expect(hop.get('/')).rejects.toMatchObject({ code });
+  mock.get('http://hop.test').intercept({ path: '/' }).reply(200, 'late').delay(5000);
+  await expect(hop.get('/')).rejects.toMatchObject({ code });
+  await hop.close();
+  expect(states).toEqual([]);
+});
+
 test('aborts a cancelled request that a custom dispatcher starts late', async () => {
   const aborted: unknown[] = [];
   class Late extends undici8.Dispatcher {
