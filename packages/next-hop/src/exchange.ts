@@ -50,6 +50,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   private inFlight: Attempt[] = [];
   private winner: Attempt | undefined;
   private retries = 0;
+  private isRetryScheduled = false;
   /** The endpoints whose attempts failed or were slow, oldest first. */
   private avoided: readonly Endpoint[] = [];
   private hasEnded = false;
@@ -268,14 +269,15 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.remove(attempt);
     this.lastCode = code;
     this.lastCause = error instanceof NextHopError ? undefined : error;
-    if (this.inFlight.length > 0) return;
+    const canReuse = mayHaveBeenIdle(attempt, code);
+    if (this.isRetryScheduled || !this.needsRetry(this.inFlight, attempt.endpoint, canReuse)) return;
     if (this.canRetry(attempt, code) && this.hop.budget.withdraw(nowMs)) this.retry(attempt, code);
-    else this.fail(code, this.lastCause);
+    else if (this.inFlight.length === 0) this.fail(code, this.lastCause);
   }
 
   /**
-   * Discards a 502, 503 or 504 if another attempt is in flight. Otherwise, retries it on another endpoint, if there is
-   * one and the deadline has not passed.
+   * Discards a 502, 503 or 504 if another attempt is in flight or a retry on another endpoint is possible. If the attempt
+   * in flight is late, such a retry is sent, too.
    * @returns whether the response must be discarded
    */
   retryOnOtherEndpoint(attempt: Attempt): boolean {
@@ -284,11 +286,27 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     if (this.inFlight.length === 1 && this.leftMs() === 0) return false;
     this.avoid(attempt.endpoint);
     if (!this.canUseOther(attempt.endpoint)) return false;
-    if (this.inFlight.length === 1 && !this.withdrawRetry()) return false;
-    this.remove(attempt);
+    const others = this.inFlight.filter((other) => other !== attempt);
+    const isRetried =
+      !this.isRetryScheduled && this.needsRetry(others, attempt.endpoint) && this.withdrawRetry();
+    if (!isRetried && !this.isRetryScheduled && others.length === 0) return false;
+    this.inFlight = others;
     this.lastCode = 'http_response_timeout';
-    if (this.inFlight.length === 0) this.retryAfterJitter(attempt.endpoint);
+    if (isRetried) this.retryAfterJitter(attempt.endpoint);
     return true;
+  }
+
+  /**
+   * Whether no attempt is in flight, or only one that is late while another endpoint may be faster: `failed` itself, if
+   * `canReuse` is true, or one that has not been tried.
+   */
+  private needsRetry([pending]: readonly Attempt[], failed: Endpoint, canReuse = false) {
+    if (pending === undefined) return true;
+    if (pending !== this.late) return false;
+    if (canReuse) return true;
+    const tried = [...this.avoided, failed].map(({ address }) => address);
+    const other = this.hop.endpoints.choose([...this.avoided, failed]);
+    return other !== undefined && !other.isEjected && !tried.includes(other.address);
   }
 
   private sendFirst(leftMs: number) {
@@ -365,8 +383,10 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
 
   // After a closed keep-alive connection, retry immediately over a new connection.
   private retry(failed: Attempt, code: NextHopErrorCode) {
-    this.avoid(failed.endpoint);
-    if (!mayHaveBeenIdle(failed, code)) return this.retryAfterJitter(failed.endpoint);
+    const wasIdle = mayHaveBeenIdle(failed, code);
+    // The endpoint of the late attempt is the only other one that may be left.
+    if (!wasIdle || this.inFlight.length === 0) this.avoid(failed.endpoint);
+    if (!wasIdle) return this.retryAfterJitter(failed.endpoint);
     this.retries++;
     this.send('retry', true);
   }
@@ -374,8 +394,11 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   private retryAfterJitter(failed: Endpoint) {
     this.retries++;
     const jitterMs = this.canUseOther(failed) ? JITTER_MS.other : JITTER_MS.same;
+    this.isRetryScheduled = true;
     const retryNow = () => {
-      if (!this.hasEnded) this.send('retry');
+      this.isRetryScheduled = false;
+      // A late response may have started meanwhile.
+      if (!this.hasEnded && this.winner === undefined) this.send('retry');
     };
     setTimeout(retryNow, Math.random() * jitterMs * this.retries);
   }

@@ -532,6 +532,43 @@ describe('retries', () => {
     await Promise.all(posts);
   });
 
+  test.each([
+    ['responds 503', (_req: unknown, res: ServerResponse) => void res.writeHead(503).end()],
+    ['closes connections', (_req: unknown, res: ServerResponse) => void res.destroy()],
+  ])('when one of three hangs and another one %s, no request fails', async (_what, fails) => {
+    const listeners = [() => {}, fails, (_req: unknown, res: ServerResponse) => void res.end('ok')];
+    const three = ['127.0.0.1', '127.0.0.2', '127.0.0.3'];
+    const servers: StubUpstream[] = [];
+    for (const [i, listener] of listeners.entries())
+      servers.push(await httpUpstream(listener, three[i], servers[0]?.port ?? 0));
+    cleanups.push(() => Promise.all(servers.map((server) => server.close())));
+    for (let i = 0; i < 8; i++) {
+      const hop = clientOf(`http://hop.test:${servers[0]?.port}`, { lookup: addressesOf(three) });
+      expect(await countOutcomes(hop, 3)).toEqual({ ok: 3 });
+    }
+  });
+
+  test('a hedge whose reused connection was closed is retried on a new one, although the first attempt still hangs', async () => {
+    const two = ['127.0.0.1', '127.0.0.2'];
+    let hangs = false;
+    const first = await httpUpstream((_req, res) => void (hangs || res.end('ok')), two[0]);
+    const used = new Set<unknown>();
+    const second = await httpUpstream(
+      (req, res) => {
+        if (hangs && used.has(req.socket)) return void res.destroy();
+        used.add(req.socket);
+        res.end('ok');
+      },
+      two[1],
+      first.port,
+    );
+    cleanups.push(() => Promise.all([first.close(), second.close()]));
+    const hop = clientOf(`http://hop.test:${first.port}`, { lookup: addressesOf(two) });
+    await countOutcomes(hop, 2);
+    hangs = true;
+    expect(await countOutcomes(hop, 1)).toEqual({ ok: 1 });
+  });
+
   test('a retry that is sent after the hedge delay is hedged, too', async () => {
     let connectsFail = false;
     let hung = 0;
