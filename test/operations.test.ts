@@ -188,7 +188,7 @@ describe('shutdown', () => {
 
   test('SIGTERM under load loses no request', async () => {
     const api2 = await startProgram('api2');
-    const api = await startProgram('api', { API2_URL: api2.url, DRAIN_MS: '300' });
+    const api = await startProgram('api', { API2_URL: api2.url, DRAIN_MS: '1500' });
     const statuses: number[] = [];
     let isStopping = false;
     const clients = Array.from({ length: 20 }, async () => {

@@ -104,7 +104,7 @@ export const SCENARIOS = {
   post: {
     title: '`POST` while replicas are killed with `kill -9`, one after the other, six times',
     description:
-      'Each request stores a book with a title of its own. Three results are wrong: a request is sent twice (api2 may have executed the first one), a book is stored twice, or a book is missing although the client reported success. A client with a wrong result gets no bold figure for failures or times. Requests are counted as the caller sends them, so those that HAProxy repeats are not measured; its configuration allows that only if nothing was sent.',
+      'Each request stores a book with a unique title. Three results are wrong: a request is sent twice (api2 may have executed the first one), a book is stored twice, or a book is missing although the client reported success. A client with a wrong result gets no bold figure for failures or times. Requests are counted as the caller sends them, so those that HAProxy repeats are not measured; its configuration allows that only if nothing was sent.',
     columns: { sentTwice: 'sent twice', storedTwice: 'stored twice', missing: 'acknowledged and missing' },
     async run(client) {
       const names = await prepare(client, 3, { countsSends: true });
@@ -131,7 +131,7 @@ export const SCENARIOS = {
   gone: {
     title: 'All 3 replicas gone for 4 s and back',
     description:
-      'The first success is the time from the moment at which the first replica accepts connections to the first 200. The other columns include only requests that were sent after that moment. Clients without a circuit breaker try to connect for each request; cockatiel rejects requests until a probe succeeds. next-hop rejects those for which it cannot connect within 25 ms.',
+      'The first success is the time from when the first replica accepts connections until the first 200. The other columns include only requests that were sent after that moment. Clients without a circuit breaker try to connect for each request; cockatiel rejects requests until a probe succeeds. next-hop rejects those for which it cannot connect within 25 ms.',
     columns: { first: 'first success' },
     async run(client) {
       const names = await prepare(client, 3);
@@ -204,7 +204,7 @@ async function underLoad(disturb, bodyOf) {
     await disturb();
     await sleep(1000);
   } catch (error) {
-    // Otherwise, it would load the measurements that follow.
+    // Otherwise, the load would disturb the next measurements.
     await load.stop();
     throw error;
   }

@@ -115,18 +115,15 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
     return this.startedMs + this.queuedMs;
   }
 
-  /** Whether the attempt was queued for most of the deadline. */
-  get hadTooLittleTime() {
-    return this.queuedMs > this.exchange.timeoutMs / 2;
-  }
-
   /** The error code if the deadline passes now. */
   timeoutCode(): NextHopErrorCode {
     if (this.controller === undefined)
       return this.wasEndpointBusy ? 'connection_limit_reached' : 'connection_timeout';
     // `connection_limit_reached` tells callers that nothing was sent, so a POST that was sent must not get it.
-    const { isRepeatable } = this.exchange;
-    return this.hadTooLittleTime && isRepeatable ? 'connection_limit_reached' : 'http_response_timeout';
+    const { isRepeatable, timeoutMs } = this.exchange;
+    return isRepeatable && this.queuedMs > timeoutMs / 2
+      ? 'connection_limit_reached'
+      : 'http_response_timeout';
   }
 
   onRequestStart(controller: Dispatcher.DispatchController) {

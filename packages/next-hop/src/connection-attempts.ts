@@ -1,6 +1,9 @@
 import { Socket } from 'node:net';
 import { type buildConnector, errors } from 'undici';
 
+/** The errors of attempts to connect. A custom connector may report any error, such as one that invalid headers cause. */
+export const connectionErrors = new WeakSet<Error>();
+
 /** The attempts to connect that have not ended. Each has a timeout, and all can be stopped. */
 export class ConnectionAttempts {
   private readonly stops = new Set<(error: Error) => void>();
@@ -21,6 +24,7 @@ export class ConnectionAttempts {
       hasEnded = true;
       clearTimeout(timer);
       this.stops.delete(stop);
+      if (result[0] instanceof Object) connectionErrors.add(result[0]);
       callback(...result);
     };
     const stop = (error: Error) => {

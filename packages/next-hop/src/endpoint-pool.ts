@@ -198,10 +198,7 @@ export class EndpointPool {
   private replace(found: readonly LookupAddress[]) {
     const unique = [...new Map(found.map((address) => [address.address, address])).values()];
     const previous = new Map(this.endpoints.map((endpoint) => [endpoint.address, endpoint]));
-    // Each address needs a connection. If there are too many addresses, the ones in use are kept.
-    const known = unique.filter(({ address }) => previous.has(address));
-    const added = unique.filter(({ address }) => !previous.has(address));
-    const used = [...known, ...added].slice(0, this.options.connections);
+    const used = this.withinLimit(unique, previous);
     const maxConnections = Math.max(1, Math.floor(this.options.connections / used.length));
     this.endpoints = used.map((address) =>
       this.keepOrOpen(previous.get(address.address), address, maxConnections),
@@ -209,6 +206,18 @@ export class EndpointPool {
     if (previous.size > 0) this.checkNew(previous);
     const kept = new Set(this.endpoints);
     for (const endpoint of previous.values()) if (!kept.has(endpoint)) this.retire(endpoint);
+  }
+
+  // Each address needs a connection. If there are too many addresses, those in use are kept, unless they are ejected.
+  private withinLimit(found: LookupAddress[], previous: ReadonlyMap<string, Endpoint>) {
+    const { connections } = this.options;
+    if (found.length <= connections) return found;
+    const rank = ({ address }: LookupAddress) => {
+      const endpoint = previous.get(address);
+      if (endpoint === undefined) return 1;
+      return endpoint.isEjected ? 2 : 0;
+    };
+    return found.toSorted((a, b) => rank(a) - rank(b)).slice(0, connections);
   }
 
   private checkNew(previous: ReadonlyMap<string, Endpoint>) {

@@ -3,6 +3,7 @@ import { Readable } from 'node:stream';
 import { type Dispatcher, errors } from 'undici';
 import { Attempt, type AttemptKind, type AttemptOwner, type RawHeaders } from './attempt';
 import type { Admission } from './circuit-breaker';
+import { connectionErrors } from './connection-attempts';
 import type { Endpoint } from './endpoint';
 import {
   CONNECTION_FAILURES,
@@ -152,7 +153,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     // No attempt is in flight: a retry waits for its jitter, or the first attempt for the lookup.
     if (late === undefined) return this.restartHedgeTimer(this.hedgeDelayMs);
     // A queued attempt says nothing about the endpoint, so don't hedge it.
-    if (late.isQueued) return;
+    if (late.isQueued || this.inFlight.length > 1 || this.isRetryScheduled) return;
     const nowMs = performance.now();
     if (this.late === undefined) {
       const remainingMs = this.hedgeDelayMs - (nowMs - late.sentMs);
@@ -187,7 +188,6 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     const code = late === undefined || waitsForFailingConnections ? this.lastCode : late.timeoutCode();
     // If the handler has paused the response, the caller is slow, not the next hop.
     if (this.paused && this.winner !== undefined) return this.reject(new NextHopError(code, this.hop.name));
-    if (late?.hadTooLittleTime) return this.fail(code, this.lastCause, false);
     if (code === 'http_response_timeout' && late !== undefined)
       this.hop.endpoints.failed(late.endpoint, performance.now());
     this.fail(code, this.lastCause);
@@ -269,8 +269,10 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.remove(attempt);
     this.lastCode = code;
     this.lastCause = error instanceof NextHopError ? undefined : error;
-    const canReuse = mayHaveBeenIdle(attempt, code);
-    if (this.isRetryScheduled || !this.needsRetry(this.inFlight, attempt.endpoint, canReuse)) return;
+    if (this.winner === undefined) {
+      const canUseSame = mayHaveBeenIdle(attempt, code);
+      if (this.isRetryScheduled || !this.needsRetry(this.inFlight, attempt.endpoint, canUseSame)) return;
+    }
     if (this.canRetry(attempt, code) && this.hop.budget.withdraw(nowMs)) this.retry(attempt, code);
     else if (this.inFlight.length === 0) this.fail(code, this.lastCause);
   }
@@ -297,13 +299,13 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   }
 
   /**
-   * Whether no attempt is in flight, or only one that is late while another endpoint may be faster: `failed` itself, if
-   * `canReuse` is true, or one that has not been tried.
+   * Whether to retry now: no attempt is in flight, or only the late one is, and an untried endpoint is available (or
+   * `failed` itself, if `canUseSame` is true).
    */
-  private needsRetry([pending]: readonly Attempt[], failed: Endpoint, canReuse = false) {
+  private needsRetry([pending]: readonly Attempt[], failed: Endpoint, canUseSame = false) {
     if (pending === undefined) return true;
     if (pending !== this.late) return false;
-    if (canReuse) return true;
+    if (canUseSame) return true;
     const tried = [...this.avoided, failed].map(({ address }) => address);
     const other = this.hop.endpoints.choose([...this.avoided, failed]);
     return other !== undefined && !other.isEjected && !tried.includes(other.address);
@@ -349,10 +351,11 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
 
   private awaitLookup(kind: AttemptKind) {
     const lookedUp = (error?: unknown) => {
-      if (this.hasEnded) return;
+      // The late attempt may have a response in the meantime.
+      if (this.hasEnded || this.winner !== undefined) return;
       // A later lookup may have succeeded while this one failed.
-      if (this.hop.endpoints.choose() === undefined) this.fail(lookupErrorCode(error), error);
-      else this.send(kind);
+      if (this.hop.endpoints.choose() !== undefined) this.send(kind);
+      else if (this.inFlight.length === 0) this.fail(lookupErrorCode(error), error);
     };
     this.hop.endpoints.lookup().then(() => lookedUp(), lookedUp);
   }
@@ -384,7 +387,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   // After a closed keep-alive connection, retry immediately over a new connection.
   private retry(failed: Attempt, code: NextHopErrorCode) {
     const wasIdle = mayHaveBeenIdle(failed, code);
-    // The endpoint of the late attempt is the only other one that may be left.
+    // With only two endpoints, the other one is late, so don't avoid this one.
     if (!wasIdle || this.inFlight.length === 0) this.avoid(failed.endpoint);
     if (!wasIdle) return this.retryAfterJitter(failed.endpoint);
     this.retries++;
@@ -397,7 +400,7 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
     this.isRetryScheduled = true;
     const retryNow = () => {
       this.isRetryScheduled = false;
-      // A late response may have started meanwhile.
+      // The late attempt may have a response in the meantime.
       if (!this.hasEnded && this.winner === undefined) this.send('retry');
     };
     setTimeout(retryNow, Math.random() * jitterMs * this.retries);
@@ -544,7 +547,8 @@ function streamOf(body: object): Readable | undefined {
 // without a code.
 function isCallerError(error: Error, { wasSent }: Attempt) {
   const { code, name } = error as NodeJS.ErrnoException;
-  return code === undefined ? !wasSent && name === 'TypeError' : CALLER_ERROR_CODES.has(code);
+  if (code !== undefined) return CALLER_ERROR_CODES.has(code);
+  return name === 'TypeError' && !wasSent && !connectionErrors.has(error);
 }
 
 // Named functions, so that a timer needs no closure.

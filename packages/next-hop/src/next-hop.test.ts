@@ -480,23 +480,6 @@ describe('retries', () => {
     expect(server.requests()).toBe(2);
   });
 
-  test('POSTs that waited too long for a connection do not open the circuit', async () => {
-    const server = await httpUpstream((_req, res) => void setTimeout(() => res.end('ok'), 300));
-    cleanups.push(() => server.close());
-    const states: string[] = [];
-    const observer: Observer = { circuitChanged: (state) => void states.push(state) };
-    const hop = clientOf(server.origin, { connections: 1, timeoutMs: 500, observer });
-    let timeouts = 0;
-    for (let i = 0; i < 30; i++) {
-      hop.request({ path: '/', method: 'POST' }).catch(({ code }) => {
-        timeouts += Number(code === 'http_response_timeout');
-      });
-      await sleep(100);
-    }
-    expect(timeouts).toBeGreaterThan(16);
-    expect(states).toEqual([]);
-  });
-
   test('requests that this process could not send before the deadline do not open the circuit', async () => {
     const server = await httpUpstream((_req, res) => void res.end('ok'));
     cleanups.push(() => server.close());
@@ -567,6 +550,77 @@ describe('retries', () => {
     await countOutcomes(hop, 2);
     hangs = true;
     expect(await countOutcomes(hop, 1)).toEqual({ ok: 1 });
+  });
+
+  test('a late response that is cut off while a retry is scheduled fails immediately', async () => {
+    const four = ['127.0.0.1', '127.0.0.2', '127.0.0.3', '127.0.0.4'];
+    let late: ServerResponse | undefined;
+    let requests = 0;
+    const respond = (_req: unknown, res: ServerResponse) => {
+      requests++;
+      late ??= res;
+      if (requests === 2 || requests === 3) res.writeHead(503).end();
+      if (requests !== 3) return;
+      const respondLate = () => {
+        late?.writeHead(200, { 'content-length': 100 }).write('abc');
+        setTimeout(() => late?.destroy(), 1);
+      };
+      // Two turns of the event loop later, the client has read the 503.
+      setImmediate(() => setImmediate(respondLate));
+    };
+    const servers: StubUpstream[] = [];
+    for (const host of four) servers.push(await httpUpstream(respond, host, servers[0]?.port ?? 0));
+    cleanups.push(() => Promise.all(servers.map((server) => server.close())));
+    // The longest jitter: the second retry waits for 5 ms.
+    const random = jest.spyOn(Math, 'random').mockReturnValue(0.999);
+    cleanups.push(async () => random.mockRestore());
+    const hop = clientOf(`http://hop.test:${servers[0]?.port}`, { lookup: addressesOf(four) });
+    const { outcome, ms } = await measure(hop);
+    expect(outcome).toBe('http_response_incomplete');
+    expect(ms).toBeLessThan(800);
+  });
+
+  test('a late response is complete, although a retry waits for a lookup', async () => {
+    const two = ['127.0.0.1', '127.0.0.2'];
+    const requests: ServerResponse[] = [];
+    let isWarm = false;
+    const respond = (_req: unknown, res: ServerResponse) => {
+      if (isWarm) requests.push(res);
+      else res.end('ok');
+    };
+    const servers: StubUpstream[] = [];
+    for (const host of two) servers.push(await httpUpstream(respond, host, servers[0]?.port ?? 0));
+    cleanups.push(() => Promise.all(servers.map((server) => server.close())));
+    let found = two;
+    let release = () => {};
+    const held = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    const lookup = async () => {
+      if (found.length > 0) return addressesOf(found)();
+      if (hop.stats[two[0] as string] === undefined) await held;
+      return [];
+    };
+    const hop = clientOf(`http://hop.test:${servers[0]?.port}`, {
+      lookup,
+      lookupIntervalMs: 20,
+      timeoutMs: 2000,
+    });
+    await countOutcomes(hop, 4);
+    isWarm = true;
+    const response = hop.request({ path: '/', method: 'GET' });
+    while (requests.length < 2) await sleep(5);
+    found = [];
+    while (Object.keys(hop.stats).length > 0) await sleep(5);
+    await sleep(50);
+    requests[1]?.destroy();
+    await sleep(50);
+    requests[0]?.writeHead(200, { 'content-length': 4 }).write('la');
+    const { body } = await response;
+    release();
+    await sleep(50);
+    requests[0]?.end('te');
+    expect(await body.text()).toBe('late');
   });
 
   test('a retry that is sent after the hedge delay is hedged, too', async () => {

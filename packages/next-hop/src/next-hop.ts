@@ -180,7 +180,8 @@ export class NextHop<Context = unknown> extends Dispatcher {
       allowProbe = true,
     } = options;
     return new Promise((resolve, reject) => {
-      if (!(maxBodyBytes >= 0)) throw new errors.InvalidArgumentError('maxBodyBytes must be a number from 0');
+      if (typeof maxBodyBytes !== 'number' || !(maxBodyBytes >= 0))
+        throw new errors.InvalidArgumentError('maxBodyBytes must be a non-negative number');
       if (signal != null) checkSignal(signal);
       const handler = new GetHandler(this.hop.name, maxBodyBytes, signal, this.completed, resolve, reject);
       const request = {

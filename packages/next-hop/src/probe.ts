@@ -22,7 +22,7 @@ export class Probe implements Dispatcher.DispatchHandler {
     try {
       connections.dispatch(request, this);
     } catch {
-      // A dispatcher of `factory` may throw, which says nothing about the next hop. The request gets the error, too.
+      // A dispatcher of `factory` may throw. The probe has then failed.
       this.end();
     }
   }

@@ -349,6 +349,18 @@ describe('the option connect', () => {
     expect(connections()).toBe(1);
   });
 
+  test('a connector that fails with a TypeError opens the circuit', async () => {
+    const connect: buildConnector.connector = (_target, callback) =>
+      callback(new TypeError('no proxy'), null);
+    const hop = client('http://127.0.0.1:1', { connect });
+    await expect(hop.get('/')).rejects.toMatchObject({
+      name: 'NextHopError',
+      cause: { message: 'no proxy' },
+    });
+    for (let i = 0; i < 16; i++) await hop.get('/').catch(() => {});
+    expect(hop.circuit).toBe('open');
+  });
+
   test('a connector that never calls back times out after a quarter of the deadline', async () => {
     const hop = client('http://127.0.0.1:1', { timeoutMs: 400, connect: () => {} });
     const startMs = performance.now();
@@ -499,7 +511,7 @@ describe('addresses', () => {
     expect(hop.stats['127.0.0.1']).toMatchObject({ connected: 2, running: 0, size: 0 });
   });
 
-  test('addresses in use are kept if there are more than connections, whatever their order', async () => {
+  test('addresses in use are kept if there are more addresses than connections', async () => {
     const { port } = await server((_req, res) => void res.end(), '127.0.0.1');
     let known = ['127.0.0.1', '127.0.0.2', '127.0.0.3'];
     let lookups = 0;
@@ -514,6 +526,15 @@ describe('addresses', () => {
     const before = lookups;
     await until(() => lookups > before + 2);
     expect(Object.keys(hop.stats).sort()).toEqual(two);
+  });
+
+  test('an address that refuses connections is replaced if there are more addresses than connections', async () => {
+    const { port } = await server((_req, res) => void res.end('ok'), '127.0.0.2');
+    const options = { lookup: lookupOf(two), lookupIntervalMs: 20, connections: 1 };
+    const hop = client(`http://hop.test:${port}`, options);
+    await hop.get('/').catch(() => {});
+    await until(() => hop.stats['127.0.0.2'] !== undefined, 2000);
+    expect((await hop.get('/')).text()).toBe('ok');
   });
 
   test('ejectedAddresses has an address that refuses connections until it accepts them again', async () => {

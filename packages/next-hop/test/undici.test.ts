@@ -267,7 +267,7 @@ describe('MockAgent', () => {
   });
 });
 
-test('a factory whose dispatcher throws rejects the request with that error, also if a hedge throws', async () => {
+test('a factory whose dispatcher throws rejects the request with that error, even if a hedge throws', async () => {
   const states: string[] = [];
   const mock = new undici8.MockAgent();
   mock.disableNetConnect();
