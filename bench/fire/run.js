@@ -43,6 +43,8 @@ const SIGNIFICANCE_LEVEL = 0.05;
 
 /** With fewer rounds, no difference can be significant. */
 const MIN_ROUNDS_FOR_TEST = 3;
+/** How often a measurement is tried. */
+const MAX_TRIES = 3;
 /** With more, the test would need too much memory. */
 const MAX_ROUNDS = 10;
 
@@ -68,9 +70,15 @@ const discarded = [];
 async function measureAll() {
   await compose('', 'build', 'api2', 'caller');
   for (let round = 0; round < rounds; round++)
-    for (const client of clients)
-      for (const scenario of scenarios) measured[scenario][client].push(await measure(client, scenario));
+    for (const scenario of scenarios)
+      for (const client of clientsOf(round)) measured[scenario][client].push(await measure(client, scenario));
   results = mapCells((scenario, client) => combine(measured[scenario][client]));
+}
+
+/** All clients. Each round starts with a different one, because the first one follows another scenario. */
+function clientsOf(round) {
+  const first = round % clients.length;
+  return [...clients.slice(first), ...clients.slice(0, first)];
 }
 
 /** One value for each scenario and client. */
@@ -97,18 +105,25 @@ function median(values) {
 }
 
 async function measure(client, scenario) {
-  const run = () => SCENARIOS[scenario].run(client);
-  // A Docker command can fail on a busy engine. That must not end a run of 20 minutes.
-  const { samples, ...figures } = await run().catch((error) => {
-    process.stdout.write(`${client}, ${scenario}: repeated after an error: ${error.message}\n`);
-    discarded.push(`${CLIENTS[client]}, ${SCENARIOS[scenario].title}`);
-    return run();
-  });
+  const { samples, ...figures } = await runWithRetries(client, scenario);
   const texts = Object.entries(figures)
     .filter(([, value]) => value !== undefined)
     .map(([column, value]) => `${column} ${textOf(column, value)}`);
   process.stdout.write(`${client}, ${scenario}: ${texts.join(', ')}\n`);
   return figures;
+}
+
+// A Docker command can fail on a busy engine. That must not end a run of 90 minutes.
+async function runWithRetries(client, scenario) {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await SCENARIOS[scenario].run(client);
+    } catch (error) {
+      process.stdout.write(`${client}, ${scenario}: try ${tries} failed: ${error.message}\n`);
+      if (tries === MAX_TRIES) throw error;
+      discarded.push(`${CLIENTS[client]}, ${SCENARIOS[scenario].title}`);
+    }
+  }
 }
 
 const textOf = (column, value) => (column === 'sent' ? String(value) : (FORMATS[column] ?? ms)(value));
@@ -221,7 +236,7 @@ async function versions() {
 
 function roundsText() {
   if (rounds === 1) return 'Each cell is one measurement, and the best figures are in bold.';
-  return `Each cell was measured ${rounds} times, in ${rounds} rounds through all cells. "Sent", "failed", "sent twice", "stored twice" and "acknowledged and missing" are totals; every other figure is the median, and the range of "slowest" follows in parentheses. The best figures are in bold.${testText()}`;
+  return `Each cell was measured ${rounds} times, in ${rounds} rounds. In each round, the scenarios are measured one after the other, each with all clients, and the first client is a different one. "Sent", "failed", "sent twice", "stored twice" and "acknowledged and missing" are totals; every other figure is the median, and the range of "slowest" follows in parentheses. The best figures are in bold.${testText()}`;
 }
 
 function testText() {
@@ -231,7 +246,7 @@ function testText() {
 
 function discardedText() {
   if (discarded.length === 0) return '';
-  return ` These measurements were repeated after an error of Docker or the load generator: ${discarded.join('; ')}.`;
+  return ` These measurements were repeated, because Docker or the load generator failed, or because requests failed before the disruption: ${discarded.join('; ')}.`;
 }
 
 async function report() {

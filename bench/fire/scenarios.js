@@ -9,9 +9,8 @@ const WARM_UP_REQUESTS = 1000;
 const LOG_DELAY_MS = 300;
 
 /**
- * The scenarios, ordered so that the stack changes as little as possible between them. Each resolves
- * to the figures of one client: `failed`, `sent`, `slowest`, `p99`, `requests` (that api2 completed for each one sent)
- * and those that its `columns` name.
+ * The scenarios. Each resolves to the figures of one client: `failed`, `sent`, `slowest`, `p99`, `requests` (that api2
+ * completed for each one sent) and those that its `columns` name.
  */
 export const SCENARIOS = {
   scale: {
@@ -168,12 +167,14 @@ async function prepare(client, count, { countsSends = false } = {}) {
   await firstResponse();
   await Promise.all([warmUp(), warmUp()]);
   const sinceMs = Date.now();
-  for (let tries = 0; tries < 3; tries++) {
+  let isReady = false;
+  for (let tries = 0; tries < 3 && !isReady; tries++) {
     const load = new Load(stack.CALLER_URL, PER_SECOND);
     await sleep(1000);
     const samples = await load.stop();
-    if (samples.slice(-50).every(({ isFailed }) => !isFailed)) break;
+    isReady = samples.slice(-50).every(({ isFailed }) => !isFailed);
   }
+  if (!isReady) throw new Error('Requests failed although all replicas were healthy.');
   await sleep(LOG_DELAY_MS);
   const counts = [...(await requestCounts(sinceMs))];
   return counts.sort(([, a], [, b]) => b - a).map(([name]) => name);
