@@ -77,6 +77,8 @@ const BY_CODE: Readonly<Record<string, NextHopErrorCode>> = {
   EHOSTUNREACH: 'connection_refused',
   ENETUNREACH: 'connection_refused',
   EADDRNOTAVAIL: 'connection_refused',
+  // For example, an IPv6 address on a system without IPv6.
+  EAFNOSUPPORT: 'connection_refused',
   UND_ERR_CONNECT_TIMEOUT: 'connection_timeout',
   ETIMEDOUT: 'connection_timeout',
   ECONNRESET: 'connection_terminated',

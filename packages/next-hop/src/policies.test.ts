@@ -420,6 +420,7 @@ test.each([
   [{ code: 'UND_ERR_SOCKET' }, 'connection_terminated', 'http_response_incomplete'],
   [{ code: 'UND_ERR_RES_CONTENT_LENGTH_MISMATCH' }, 'http_protocol_error', 'http_response_incomplete'],
   [{ code: 'EHOSTUNREACH' }, 'connection_refused', 'connection_refused'],
+  [{ code: 'EAFNOSUPPORT' }, 'connection_refused', 'connection_refused'],
   [{ code: 'CERT_HAS_EXPIRED' }, 'tls_certificate_error', 'tls_certificate_error'],
   [{ code: 'ERR_TLS_CERT_ALTNAME_INVALID' }, 'tls_certificate_error', 'tls_certificate_error'],
   [{ code: 'UNABLE_TO_VERIFY_LEAF_SIGNATURE' }, 'tls_certificate_error', 'tls_certificate_error'],
