@@ -133,7 +133,7 @@ describe('a next hop to which no connection can be established', () => {
     const { hop, listen } = await withOpenCircuit({ connect: slow });
     await listen();
     expect((await measure(hop)).outcome).toMatchObject({ code: 'destination_unavailable' });
-    await sleep(100);
+    await until(() => hop.circuit === 'half-open');
     expect((await measure(hop)).outcome).toBe('ok');
   });
 
