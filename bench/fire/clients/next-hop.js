@@ -1,5 +1,7 @@
 // packages/next-hop/README.md
-import { NextHop } from 'next-hop';
+import { NextHop, warmUp } from 'next-hop';
+
+await warmUp();
 
 const api2 = new NextHop('http://api2:8080', { timeoutMs: 2000 });
 

@@ -6,3 +6,4 @@ export type { ExchangeOptions, NextHopRequestOptions } from './hop';
 export { type GetOptions, NextHop, type NextHopOptions } from './next-hop';
 export type { AttemptInfo, AttemptOutcome, ExchangeInfo, Observer } from './observer';
 export { WholeResponse } from './response';
+export { warmUp } from './warm-up';

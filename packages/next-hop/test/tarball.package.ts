@@ -126,6 +126,17 @@ describe.each([22, 24] as const)('on Node %i', (node) => {
     );
   });
 
+  test('after warmUp, V8 deoptimizes at most a quarter as many functions at the first failure', async () => {
+    const deoptimized = async (mode: 'cold' | 'warm') => {
+      const output = await run(NODES[node], '--trace-deopt', 'first-failure.mjs', mode);
+      const [, afterFailure = ''] = output.split('first failure\n');
+      return afterFailure.match(/^\[(bailout|marking dependent code)/gm)?.length ?? 0;
+    };
+    const cold = await deoptimized('cold');
+    expect(cold).toBeGreaterThan(20);
+    expect(await deoptimized('warm')).toBeLessThanOrEqual(cold / 4);
+  }, 30_000);
+
   test('@fastify/reply-from forwards requests and bodies through NextHop', async () => {
     expect(await run(NODES[node], 'reply-from.mjs')).toBe('200 GET /a \n200 POST /b body\n');
   });

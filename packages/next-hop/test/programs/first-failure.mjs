@@ -1,0 +1,30 @@
+// Sends requests that succeed, prints `first failure`, and sends some that fail. With --trace-deopt, V8 prints a line
+// for each function that it deoptimizes.
+import { fork } from 'node:child_process';
+import { once } from 'node:events';
+import { createServer } from 'node:http';
+import { NextHop, warmUp } from 'next-hop';
+
+const OPTIMIZING_REQUESTS = 2000;
+const FAILING_REQUESTS = 10;
+const [, program, mode] = process.argv;
+
+if (mode === 'server') {
+  // The server has its own process, so that the output of V8 is only about the client.
+  const respond = (req, res) => (req.url === '/reset' ? req.socket.resetAndDestroy() : res.end('text'));
+  const server = createServer(respond).listen(0, '127.0.0.1', () => process.send(server.address().port));
+  process.once('disconnect', () => process.exit());
+} else {
+  const server = fork(program, ['server'], { execArgv: [] });
+  const [port] = await once(server, 'message');
+  if (mode === 'warm') await warmUp();
+  const nextHop = new NextHop(`http://127.0.0.1:${port}`);
+  for (let sent = 0; sent < OPTIMIZING_REQUESTS; sent++) await nextHop.get('/');
+  process.stdout.write('first failure\n');
+  for (let sent = 0; sent < FAILING_REQUESTS; sent++) {
+    const { code } = await nextHop.get('/reset').catch((error) => error);
+    if (code !== 'connection_terminated') throw new Error(`unexpected outcome: ${code}`);
+  }
+  await nextHop.close();
+  server.disconnect();
+}
