@@ -43,10 +43,11 @@ const SIGNIFICANCE_LEVEL = 0.05;
 
 /** With fewer rounds, no difference can be significant. */
 const MIN_ROUNDS_FOR_TEST = 3;
-/** How often a measurement is tried. */
-const MAX_TRIES = 3;
 /** With more, the test would need too much memory. */
 const MAX_ROUNDS = 10;
+
+/** How often a measurement is tried. */
+const MAX_TRIES = 3;
 
 // A garbage collection of this process would delay requests. The flags in package.json make them rare, and one is forced
 // before each measurement.

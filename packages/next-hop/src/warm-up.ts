@@ -10,7 +10,7 @@ const TIMEOUT_MS = 80;
 /** Longer than the hedge delay, a quarter of the timeout. */
 const SLOW_RESPONSE_MS = 30;
 const HOST = '127.0.0.1';
-// Both reach the server. On a system without IPv6, the second one fails.
+// Both reach the server. On a system without IPv6, connections to the second one fail.
 const ADDRESSES = [
   { address: HOST, family: 4 },
   { address: `::ffff:${HOST}`, family: 6 },
