@@ -2,6 +2,7 @@ import { connect } from 'node:net';
 import { request } from 'undici';
 import { LoadGenerator } from './load';
 import { docker, Stack } from './stack';
+import { retryIfStolen } from './steal';
 
 const stack = new Stack('onehop-resilience', 18_090);
 const hello = new URL('/hello', stack.url);
@@ -123,21 +124,23 @@ test('kill -9 of 1 replica of 3: no request fails', async () => {
 }, 90_000);
 
 test('1 replica of 3 frozen for 6 s: no request fails, and none takes 400 ms or longer', async () => {
-  await withReplicas(3);
-  const [, , third] = await stack.containers('api2');
-  const { failed, slowestMs, samples } = await underLoad('frozen replica', async () => {
-    await docker('pause', String(third));
-    await sleep(6000);
-    await docker('unpause', String(third));
+  await retryIfStolen(async () => {
+    await withReplicas(3);
+    const [, , third] = await stack.containers('api2');
+    const { failed, slowestMs, samples } = await underLoad('frozen replica', async () => {
+      await docker('pause', String(third));
+      await sleep(6000);
+      await docker('unpause', String(third));
+    });
+    const sortedMs = samples.map(({ durationMs }) => durationMs).sort((a, b) => a - b);
+    const p999Ms = sortedMs[Math.floor(sortedMs.length * 0.999)] ?? Number.POSITIVE_INFINITY;
+    process.stdout.write(`  p99.9: ${Math.round(p999Ms)} ms\n`);
+    expect(samples.length).toBeGreaterThan(800);
+    expect(failed).toBe(0);
+    expect(p999Ms).toBeLessThan(250);
+    expect(slowestMs).toBeLessThan(400);
   });
-  const sortedMs = samples.map(({ durationMs }) => durationMs).sort((a, b) => a - b);
-  const p999Ms = sortedMs[Math.floor(sortedMs.length * 0.999)] ?? Number.POSITIVE_INFINITY;
-  process.stdout.write(`  p99.9: ${Math.round(p999Ms)} ms\n`);
-  expect(samples.length).toBeGreaterThan(800);
-  expect(failed).toBe(0);
-  expect(p999Ms).toBeLessThan(250);
-  expect(slowestMs).toBeLessThan(400);
-}, 90_000);
+}, 240_000);
 
 test('1 replica of 3 pauses for 100 ms each second: at most 1.05 requests to api2 for each request', async () => {
   await withReplicas(3);
