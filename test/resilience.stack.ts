@@ -2,7 +2,7 @@ import { connect } from 'node:net';
 import { request } from 'undici';
 import { LoadGenerator } from './load';
 import { docker, Stack } from './stack';
-import { retryIfStolen } from './steal';
+import { repeatOnSteal } from './steal';
 
 const stack = new Stack('onehop-resilience', 18_090);
 const hello = new URL('/hello', stack.url);
@@ -58,8 +58,13 @@ const scale = (replicas: number) =>
 async function underLoad(name: string, disturb: () => Promise<unknown>) {
   const load = new LoadGenerator(hello, REQUESTS_PER_SECOND);
   await sleep(1000);
-  await disturb();
-  await sleep(1000);
+  try {
+    await disturb();
+    await sleep(1000);
+  } catch (error) {
+    await load.stop();
+    throw error;
+  }
   const summary = await load.stop();
   process.stdout.write(
     `${name}: sent ${summary.sent}, failed ${summary.failed}, slowest ${summary.slowestMs} ms\n`,
@@ -124,7 +129,7 @@ test('kill -9 of 1 replica of 3: no request fails', async () => {
 }, 90_000);
 
 test('1 replica of 3 frozen for 6 s: no request fails, and none takes 400 ms or longer', async () => {
-  await retryIfStolen(async () => {
+  const measure = async () => {
     await withReplicas(3);
     const [, , third] = await stack.containers('api2');
     const { failed, slowestMs, samples } = await underLoad('frozen replica', async () => {
@@ -132,14 +137,16 @@ test('1 replica of 3 frozen for 6 s: no request fails, and none takes 400 ms or 
       await sleep(6000);
       await docker('unpause', String(third));
     });
+    expect(samples.length).toBeGreaterThan(800);
+    expect(failed).toBe(0);
     const sortedMs = samples.map(({ durationMs }) => durationMs).sort((a, b) => a - b);
     const p999Ms = sortedMs[Math.floor(sortedMs.length * 0.999)] ?? Number.POSITIVE_INFINITY;
     process.stdout.write(`  p99.9: ${Math.round(p999Ms)} ms\n`);
-    expect(samples.length).toBeGreaterThan(800);
-    expect(failed).toBe(0);
-    expect(p999Ms).toBeLessThan(250);
-    expect(slowestMs).toBeLessThan(400);
-  });
+    return { p999Ms, slowestMs };
+  };
+  const result = await repeatOnSteal(measure, ({ p999Ms, slowestMs }) => p999Ms < 250 && slowestMs < 400);
+  expect(result.p999Ms).toBeLessThan(250);
+  expect(result.slowestMs).toBeLessThan(400);
 }, 240_000);
 
 test('1 replica of 3 pauses for 100 ms each second: at most 1.05 requests to api2 for each request', async () => {

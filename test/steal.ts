@@ -1,14 +1,14 @@
 import { readFileSync } from 'node:fs';
 
-/** Durations that are measured while more than this share of the CPU time is stolen say little about the program. */
+/** The highest steal, from 0 to 1, at which measured durations are considered valid. */
 export const MAX_STEAL = 0.05;
 
-const MAX_TRIES = 5;
+const MAX_ATTEMPTS = 5;
 
 /**
- * Starts to measure steal: CPU time that a virtual machine could have used, but that its hypervisor gave to others.
- * @returns a function that returns the share of steal in the CPU time since then, from 0 to 1, as `st` in `top`; 0 if the
- * system does not report it
+ * Starts measuring steal: the share of CPU time that a virtual machine needed but its hypervisor did not provide.
+ * @returns a function that returns the steal since the start, from 0 to 1 (`st` in `top`), or 0 if the system does not
+ * report it
  */
 export function startStealMeter(): () => number {
   const before = readCpuTicks();
@@ -27,18 +27,21 @@ function readCpuTicks() {
 }
 
 /**
- * Runs `check`. If it rejects and steal exceeded 5 % meanwhile, runs it again, up to five times in total.
- * @throws the error of the last run
+ * Runs `measure`, and runs it again if its result is not within a time limit while steal exceeds `MAX_STEAL`, at most
+ * `MAX_ATTEMPTS` times in total.
+ * @returns the result of the last attempt
+ * @throws the error of `measure`, which is not repeated then
  */
-export async function retryIfStolen(check: () => Promise<void>): Promise<void> {
-  for (let tries = 1; ; tries++) {
-    const steal = startStealMeter();
-    try {
-      return await check();
-    } catch (error) {
-      const share = steal();
-      if (share <= MAX_STEAL || tries === MAX_TRIES) throw error;
-      process.stdout.write(`repeated, because ${(share * 100).toFixed(0)} % of the CPU time was stolen\n`);
-    }
+export async function repeatOnSteal<Result>(
+  measure: () => Promise<Result>,
+  isWithinLimit: (result: Result) => boolean,
+): Promise<Result> {
+  for (let attempt = 1; ; attempt++) {
+    const readSteal = startStealMeter();
+    const result = await measure();
+    const steal = readSteal();
+    if (isWithinLimit(result) || steal <= MAX_STEAL || attempt === MAX_ATTEMPTS) return result;
+    const percent = (steal * 100).toFixed(0);
+    process.stdout.write(`Attempt ${attempt} took ${JSON.stringify(result)} ms with ${percent} % steal.\n`);
   }
 }

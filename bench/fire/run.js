@@ -1,4 +1,4 @@
-// npm run bench:fire: compares next-hop with other clients while api2 fails, in about 22 minutes.
+// npm run bench:fire: compares next-hop with other clients while api2 fails, in about 22 minutes, and longer on a busy host.
 // ROUNDS=4 npm run bench:fire: the same four times, with totals and medians. FIRE.md is from such a run.
 // To repeat some cells: CLIENTS=fetch,next-hop SCENARIOS=frozen npm run bench:fire. The results are then only printed.
 import { execFileSync } from 'node:child_process';
@@ -22,6 +22,7 @@ const CLIENTS = {
 
 const ms = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toString());
 const percent = (value) => `${(value * 100).toFixed(0)} %`;
+const decimalPercent = (value) => `${(value * 100).toFixed(1)} %`;
 const COMMON_COLUMNS = { failed: 'failed', slowest: 'slowest', p99: 'p99', requests: 'requests to api2' };
 const FORMATS = {
   failed: String,
@@ -49,9 +50,9 @@ const MIN_ROUNDS_FOR_TEST = 3;
 /** With more, the test would need too much memory. */
 const MAX_ROUNDS = 10;
 
-/** How often a measurement that fails is tried. */
-const MAX_TRIES = 3;
-/** How often a cell is measured if CPU time is stolen each time. */
+/** The maximum number of attempts for a measurement that throws. */
+const MAX_ATTEMPTS = 3;
+/** The maximum number of measurements of a cell in one round while steal exceeds `MAX_STEAL`. */
 const MAX_MEASUREMENTS = 5;
 
 // A garbage collection of this process would delay requests. The flags in package.json make them rare, and one is forced
@@ -70,12 +71,12 @@ const commit = execFileSync('git', ['describe', '--always', '--dirty'], { encodi
 const measured = mapCells(() => []);
 /** The number of complete rounds. */
 let rounds = 0;
-/** Their totals or medians, in the same structure. */
+/** The totals or medians of the complete rounds, in the structure of `measured`. */
 let results;
 /** Measurements that failed and were repeated. */
 const discarded = [];
-/** The number of measurements that were repeated because CPU time was stolen. */
-let disturbed = 0;
+/** The number of measurements of each client that were repeated because of steal. */
+const stealRepeats = Object.fromEntries(clients.map((client) => [client, 0]));
 
 /** Measures one more round of all cells. */
 async function measureRound() {
@@ -114,15 +115,19 @@ function median(values) {
   return (sorted[Math.floor(middle)] + sorted[Math.ceil(middle)]) / 2;
 }
 
-/** Measures a cell until little CPU time is stolen; otherwise, takes the measurement with the lowest steal. */
+/**
+ * Measures a cell until steal is at most `MAX_STEAL`, at most `MAX_MEASUREMENTS` times. Resolves to the measurement with
+ * the lowest steal, but with the wrong results of all of them, because steal does not excuse those.
+ */
 async function measure(client, scenario) {
-  let best;
-  for (let count = 1; count <= MAX_MEASUREMENTS && !(best?.steal <= MAX_STEAL); count++) {
-    if (count > 1) disturbed++;
-    const figures = await measureOnce(client, scenario);
-    if (!(best?.steal <= figures.steal)) best = figures;
-  }
-  return best;
+  const all = [];
+  while (all.length < MAX_MEASUREMENTS && !all.some(({ steal }) => steal <= MAX_STEAL))
+    all.push(await measureOnce(client, scenario));
+  stealRepeats[client] += all.length - 1;
+  const figures = all.toSorted((a, b) => a.steal - b.steal)[0];
+  for (const column of WRONG_RESULTS)
+    if (figures[column] !== undefined) figures[column] = sum(all.map((measurement) => measurement[column]));
+  return figures;
 }
 
 async function measureOnce(client, scenario) {
@@ -134,14 +139,14 @@ async function measureOnce(client, scenario) {
   return figures;
 }
 
-// A Docker command can fail on a busy engine. That must not end a run of 90 minutes.
+// A Docker command can fail on a busy engine. That must not end a run of an hour and a half.
 async function runWithRetries(client, scenario) {
-  for (let tries = 1; ; tries++) {
+  for (let attempt = 1; ; attempt++) {
     try {
       return await SCENARIOS[scenario].run(client);
     } catch (error) {
-      process.stdout.write(`${client}, ${scenario}: try ${tries} failed: ${error.message}\n`);
-      if (tries === MAX_TRIES) throw error;
+      process.stdout.write(`${client}, ${scenario}: attempt ${attempt} failed: ${error.message}\n`);
+      if (attempt === MAX_ATTEMPTS) throw error;
       discarded.push(`${CLIENTS[client]}, ${SCENARIOS[scenario].title}`);
     }
   }
@@ -239,7 +244,7 @@ function section(scenario) {
   return [`## ${title}`, description, text].filter(Boolean).join('\n\n');
 }
 
-async function versions() {
+async function readVersions() {
   const { dependencies } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'));
   const named = ['undici', 'axios', 'axios-retry', 'got', 'cockatiel'].map(
     (name) => `${name} ${dependencies[name]}`,
@@ -270,28 +275,30 @@ function discardedText() {
   return ` These measurements were repeated, because Docker or the load generator failed, or because requests failed before the disruption: ${discarded.join('; ')}.`;
 }
 
+const interruptedText = () =>
+  rounds < requestedRounds ? `, which was interrupted in round ${rounds + 1}` : '';
+
 function stealText() {
   const steals = clients.flatMap((client) =>
     scenarios.flatMap((scenario) => measured[scenario][client].map(({ steal }) => steal)),
   );
-  const above = steals.filter((steal) => steal > MAX_STEAL).length;
-  const kept =
-    above === 0
-      ? ''
-      : ` In ${above} of ${steals.length} measurements, it was higher in all five; the highest steal is ${percent(Math.max(...steals))}.`;
-  return ` If the hypervisor gave more than ${percent(MAX_STEAL)} of the CPU time to other virtual machines during a measurement (steal), the measurement was repeated, up to five times, and the one with the lowest steal counts, whatever its result. This was done ${disturbed} times.${kept}`;
+  const tooHigh = steals.filter((steal) => steal > MAX_STEAL).length;
+  const repeats = clients.map((client) => `${CLIENTS[client]}: ${stealRepeats[client]}`).join('; ');
+  return `Steal is the share of CPU time that the hypervisor did not provide to this virtual machine although it was needed. A measurement with more than ${percent(MAX_STEAL)} steal was repeated, up to ${MAX_MEASUREMENTS - 1} times, and the one with the lowest steal is reported, whatever its other figures. Repeats: ${repeats}. Steal exceeded ${percent(MAX_STEAL)} in ${tooHigh} of the ${steals.length} reported measurements; the median is ${decimalPercent(median(steals))}, the maximum ${decimalPercent(Math.max(...steals))}. Wrong results of repeated measurements are included.`;
 }
 
-async function report() {
+function report(versions) {
   return `# next-hop and other clients while api2 fails
 
-${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${await versions()}, next-hop at commit ${commit}. All figures are from one run of \`ROUNDS=${rounds} npm run bench:fire\`.
+${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${versions}, next-hop at commit ${commit}. All figures are from one run of \`ROUNDS=${requestedRounds} npm run bench:fire\`${interruptedText()}.
 
-A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; a load generator on the host sends 200 requests per second without waiting for responses. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has already optimized the code for them, and then 200 requests per second for at least one second. There is no such warm-up for \`POST\`. next-hop also calls its function \`warmUp\` at the start; the other clients have none. Where one of three replicas fails, it is the one that received the most requests just before: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
+A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; a load generator on the host sends 200 requests per second without waiting for responses. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has already optimized the code for them, and then 200 requests per second for at least one second, until no request fails and steal is low, for at most ten seconds. There is no such warm-up for \`POST\`. next-hop also calls its function \`warmUp\` at the start; the other clients have none. Where one of three replicas fails, it is the one that received the most requests just before: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
 
 A request failed if it had no complete 2xx response within the deadline of 2 s (plus a margin of 0.1 s). The timeout per attempt, for clients that have one, is 650 ms, with two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 completed, according to its log, for each request of the load (requests that a killed replica had not yet logged are not counted). Times are in milliseconds, measured by the load generator.
 
-${roundsText()} A client that fails early can have good times, so times are compared only among the clients whose number of failures is in bold.${stealText()}${discardedText()}
+${roundsText()} A client that fails early can have good times, so times are compared only among the clients whose number of failures is in bold.${discardedText()}
+
+${stealText()}
 
 ## Failed requests
 
@@ -305,11 +312,12 @@ for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => down().fi
 try {
   await down();
   await compose('', 'build', 'api2', 'caller');
+  const versions = await readVersions();
   let text;
   while (rounds < requestedRounds) {
     await measureRound();
-    text = await report();
-    // Written after each round, so that a run that is interrupted leaves the rounds before.
+    text = report(versions);
+    // Write the report after each round, so that an interrupted run keeps its complete rounds.
     if (isComplete) writeFileSync(new URL('../FIRE.md', import.meta.url), text);
   }
   process.stdout.write(`\n${text}`);

@@ -8,13 +8,12 @@ const PER_SECOND = 200;
 const WARM_UP_REQUESTS = 1000;
 // api2 writes its log lines in batches.
 const LOG_DELAY_MS = 300;
-// How many seconds of load to wait until no request fails, and until little CPU time is stolen.
-const MAX_READY_S = 3;
-const MAX_QUIET_S = 20;
+// The maximum number of seconds under load until a measurement starts.
+const MAX_LOADS = 10;
 
 /**
  * The scenarios. Each resolves to the figures of one client: `failed`, `sent`, `slowest`, `p99`, `requests` (that api2
- * completed for each one sent), `steal` (the share of the CPU time that was stolen), and those that its `columns` name.
+ * completed for each one sent), `steal` (from 0 to 1), and those that its `columns` name.
  */
 export const SCENARIOS = {
   scale: {
@@ -161,8 +160,8 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 const kill = (name) => stack.docker('kill', '--signal', 'KILL', name);
 
 /**
- * Starts the caller with `count` healthy replicas of api2, and sends it requests until its code is compiled. Resolves
- * to the names of the replicas. The one that got the most requests comes first: a client that keeps using one
+ * Starts the caller with `count` healthy replicas of api2, and sends it requests until its code is compiled, none of
+ * them fails, and steal is low. Resolves to the names of the replicas. The one that got the most requests comes first: a client that keeps using one
  * connection would otherwise not notice that another replica fails.
  */
 async function prepare(client, count, { countsSends = false } = {}) {
@@ -170,22 +169,27 @@ async function prepare(client, count, { countsSends = false } = {}) {
   await stack.restartCaller(client, countsSends);
   await firstResponse();
   await Promise.all([warmUp(), warmUp()]);
-  const sinceMs = Date.now();
-  for (let seconds = 1; ; seconds++) {
-    const steal = startStealMeter();
-    const load = new Load(stack.CALLER_URL, PER_SECOND);
-    await sleep(1000);
-    const samples = await load.stop();
-    const isReady = samples.slice(-50).every(({ isFailed }) => !isFailed);
-    const isQuiet = steal() <= MAX_STEAL;
-    if (isReady && isQuiet) break;
-    if (seconds < (isQuiet ? MAX_READY_S : MAX_QUIET_S)) continue;
-    if (isReady) break;
-    throw new Error('Requests failed although all replicas were healthy.');
-  }
+  const sinceMs = await settle();
   await sleep(LOG_DELAY_MS);
   const counts = [...(await requestCounts(sinceMs))];
   return counts.sort(([, a], [, b]) => b - a).map(([name]) => name);
+}
+
+/**
+ * Sends load until no request fails and steal is low, or until no request fails after `MAX_LOADS` seconds. Resolves to
+ * the start of the last second, in milliseconds since 1970.
+ */
+async function settle() {
+  for (let loads = 1; ; loads++) {
+    const sinceMs = Date.now();
+    const readSteal = startStealMeter();
+    const load = new Load(stack.CALLER_URL, PER_SECOND);
+    await sleep(1000);
+    const steal = readSteal();
+    const isReady = (await load.stop()).slice(-50).every(({ isFailed }) => !isFailed);
+    if (isReady && (steal <= MAX_STEAL || loads === MAX_LOADS)) return sinceMs;
+    if (loads === MAX_LOADS) throw new Error('Requests failed although all replicas were healthy.');
+  }
 }
 
 async function firstResponse() {
@@ -206,23 +210,24 @@ async function warmUp() {
 async function underLoad(disturb, bodyOf) {
   // Collect garbage now. A full collection during the measurement would delay requests by up to 16 ms.
   globalThis.gc();
-  const steal = startStealMeter();
+  const readSteal = startStealMeter();
   const sinceMs = Date.now();
   const load = new Load(stack.CALLER_URL, PER_SECOND, bodyOf);
   await sleep(1000);
+  let steal;
   try {
     await disturb();
     await sleep(1000);
+    steal = readSteal();
   } catch (error) {
     // Otherwise, the load would disturb the next measurements.
     await load.stop();
     throw error;
   }
   const samples = await load.stop();
-  const stolen = steal();
   await sleep(LOG_DELAY_MS);
   const completed = sum([...(await requestCounts(sinceMs)).values()]);
-  return { ...figuresOf(samples), requests: completed / samples.length, steal: stolen };
+  return { ...figuresOf(samples), requests: completed / samples.length, steal };
 }
 
 function figuresOf(samples) {
