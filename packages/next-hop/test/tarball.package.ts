@@ -126,16 +126,17 @@ describe.each([22, 24] as const)('on Node %i', (node) => {
     );
   });
 
-  test('after warmUp, V8 deoptimizes at most a quarter as many functions at the first failure', async () => {
-    const deoptimized = async (mode: 'cold' | 'warm') => {
+  test('after warmUp, V8 deoptimizes few functions at the first failure: at most a quarter of all without warmUp', async () => {
+    const countDeoptimized = async (mode: 'cold' | 'warm') => {
       const output = await run(NODES[node], '--trace-deopt', 'first-failure.mjs', mode);
-      const [, afterFailure = ''] = output.split('first failure\n');
-      return afterFailure.match(/^\[(bailout|marking dependent code)/gm)?.length ?? 0;
+      const count = (text = '') => text.match(/^\[(bailout|marking dependent code)/gm)?.length ?? 0;
+      return { all: count(output), afterFailure: count(output.split('first failure\n')[1]) };
     };
-    const cold = await deoptimized('cold');
-    expect(cold).toBeGreaterThan(20);
-    expect(await deoptimized('warm')).toBeLessThanOrEqual(cold / 4);
-  }, 30_000);
+    // All, because on a busy machine a slow response makes V8 deoptimize some of them before the failure.
+    const { all } = await countDeoptimized('cold');
+    expect(all).toBeGreaterThan(20);
+    expect((await countDeoptimized('warm')).afterFailure).toBeLessThanOrEqual(all / 4);
+  }, 60_000);
 
   test('@fastify/reply-from forwards requests and bodies through NextHop', async () => {
     expect(await run(NODES[node], 'reply-from.mjs')).toBe('200 GET /a \n200 POST /b body\n');

@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { NextHop, warmUp } from 'next-hop';
 
-const OPTIMIZING_REQUESTS = 2000;
+const OPTIMIZING_REQUESTS = 5000;
 const FAILING_REQUESTS = 10;
 const [, program, mode] = process.argv;
 
