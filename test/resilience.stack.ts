@@ -72,6 +72,19 @@ async function underLoad(name: string, disturb: () => Promise<unknown>) {
   return { ...summary, samples: load.samples };
 }
 
+/**
+ * Disturbs `replicas` replicas of api2 under load, and expects that no request fails. A machine that lacks CPU time
+ * cannot serve all requests within the deadline, so this is repeated if steal is high.
+ */
+async function expectNoFailure(name: string, replicas: number, disturb: () => Promise<unknown>) {
+  const measure = async () => {
+    await withReplicas(replicas);
+    return underLoad(name, disturb);
+  };
+  const { failed } = await repeatOnSteal(measure, (summary) => summary.failed === 0);
+  expect(failed).toBe(0);
+}
+
 /** The number of responses with `status` that each replica has sent. */
 async function responseCounts(status: string) {
   return Promise.all((await stack.containers('api2')).map((container) => responseCount(container, status)));
@@ -94,39 +107,33 @@ async function measureShares(durationMs: number) {
 }
 
 test('scale-up from 1 to 3: no request fails, and each replica serves at least 20 % within 10 s', async () => {
-  await withReplicas(1);
   let shares: number[] = [];
-  const { failed } = await underLoad('scale-up from 1 to 3', async () => {
+  await expectNoFailure('scale-up from 1 to 3', 1, async () => {
     await scale(3);
     await sleep(5000);
     shares = await measureShares(3000);
   });
   process.stdout.write(`  shares: ${shares.map((share) => `${(share * 100).toFixed(1)} %`).join(', ')}\n`);
-  expect(failed).toBe(0);
   expect(shares).toHaveLength(3);
   for (const share of shares) expect(share).toBeGreaterThanOrEqual(0.2);
-}, 90_000);
+}, 240_000);
 
 test('rolling restart of 3 replicas: no request fails', async () => {
-  await withReplicas(3);
-  const { failed } = await underLoad('rolling restart', async () => {
+  await expectNoFailure('rolling restart', 3, async () => {
     for (const container of await stack.containers('api2')) {
       await docker('restart', container);
       await sleep(1000);
     }
   });
-  expect(failed).toBe(0);
-}, 90_000);
+}, 240_000);
 
 test('kill -9 of 1 replica of 3: no request fails', async () => {
-  await withReplicas(3);
-  const [, second] = await stack.containers('api2');
-  const { failed } = await underLoad('kill -9', async () => {
+  await expectNoFailure('kill -9', 3, async () => {
+    const [, second] = await stack.containers('api2');
     await docker('kill', '--signal', 'KILL', String(second));
     await sleep(3000);
   });
-  expect(failed).toBe(0);
-}, 90_000);
+}, 240_000);
 
 test('1 replica of 3 frozen for 6 s: no request fails, and none takes 400 ms or longer', async () => {
   const measure = async () => {
@@ -203,13 +210,11 @@ test("all 3 replicas respond 503: api reports api2's status and sends at most 1.
 }, 90_000);
 
 test('scale-down from 3 to 1: no request fails', async () => {
-  await withReplicas(3);
-  const { failed } = await underLoad('scale 3 → 1', async () => {
+  await expectNoFailure('scale-down from 3 to 1', 3, async () => {
     await scale(1);
     await sleep(3000);
   });
-  expect(failed).toBe(0);
-}, 90_000);
+}, 240_000);
 
 test('api2 removed and started again: errors within the deadline, first success within 3 s of readiness', async () => {
   await withReplicas(1);

@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 
-/** The highest steal, from 0 to 1, at which measured durations are considered valid. */
+/** The highest steal, from 0 to 1, at which measurements are considered valid. */
 export const MAX_STEAL = 0.05;
 
 const MAX_ATTEMPTS = 5;
@@ -27,21 +27,22 @@ function readCpuTicks() {
 }
 
 /**
- * Runs `measure`, and runs it again if its result is not within a time limit while steal exceeds `MAX_STEAL`, at most
+ * Runs `measure`, and runs it again if its result is not as expected while steal exceeds `MAX_STEAL`, at most
  * `MAX_ATTEMPTS` times in total.
  * @returns the result of the last attempt
  * @throws the error of `measure`, which is not repeated then
  */
 export async function repeatOnSteal<Result>(
   measure: () => Promise<Result>,
-  isWithinLimit: (result: Result) => boolean,
+  isExpected: (result: Result) => boolean,
 ): Promise<Result> {
   for (let attempt = 1; ; attempt++) {
     const readSteal = startStealMeter();
     const result = await measure();
     const steal = readSteal();
-    if (isWithinLimit(result) || steal <= MAX_STEAL || attempt === MAX_ATTEMPTS) return result;
-    const percent = (steal * 100).toFixed(0);
-    process.stdout.write(`Attempt ${attempt} took ${JSON.stringify(result)} ms with ${percent} % steal.\n`);
+    if (isExpected(result) || steal <= MAX_STEAL || attempt === MAX_ATTEMPTS) return result;
+    process.stdout.write(
+      `Attempt ${attempt} failed with ${(steal * 100).toFixed(0)} % steal. Repeating it.\n`,
+    );
   }
 }
