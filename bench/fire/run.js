@@ -4,9 +4,9 @@
 import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { cpus, totalmem } from 'node:os';
-import { MAX_STEAL } from '../../test/steal.ts';
 import { SCENARIOS } from './scenarios.js';
 import { compose, docker, down } from './stack.js';
+import { MAX_STEAL } from './steal.js';
 
 const CLIENTS = {
   fetch: 'fetch',

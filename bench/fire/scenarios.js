@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MAX_STEAL, startStealMeter } from '../../test/steal.ts';
 import { Load } from './load.js';
 import * as stack from './stack.js';
+import { MAX_STEAL, startStealMeter } from './steal.js';
 
 const PER_SECOND = 200;
 // Around the 500th request, V8 optimizes more than 100 functions of the caller, which keeps both cores busy for 15 ms.
@@ -161,8 +161,8 @@ const kill = (name) => stack.docker('kill', '--signal', 'KILL', name);
 
 /**
  * Starts the caller with `count` healthy replicas of api2, and sends it requests until its code is compiled, none of
- * them fails, and steal is low. Resolves to the names of the replicas. The one that got the most requests comes first: a client that keeps using one
- * connection would otherwise not notice that another replica fails.
+ * them fails, and steal is low. Resolves to the names of the replicas. The one that got the most requests comes first:
+ * a client that keeps using one connection would otherwise not notice that another replica fails.
  */
 async function prepare(client, count, { countsSends = false } = {}) {
   await stack.withReplicas(count);
