@@ -10,14 +10,16 @@ const WINDOW = 32;
 const MIN_RECORDED = 16;
 const STALE_AFTER_MS = 10_000;
 const PROBE_AFTER_MS = 1000;
+/** How long probes are let through without a limit after a connection was established. */
+const UNLIMITED_PROBES_MS = 1000;
 // A few refused connections may come from one replica that is restarting.
 const MIN_CONNECT_FAILURES_FOR_CHECKS = 8;
 
 /**
  * Opens when most of the recent exchanges failed, lets one probe through after a second, and closes when that
  * succeeds. While that probe is in flight, one more is let through each second. If it opened because no connection
- * could be established, it instead waits for one, and then lets as many probes through as there may be connections;
- * the first result decides. Times are milliseconds of one monotonic clock.
+ * could be established, it instead waits for one, and then lets all exchanges through as probes for a second; the first
+ * result decides. Times are milliseconds of one monotonic clock.
  */
 export class CircuitBreaker {
   state: CircuitState = 'closed';
@@ -33,14 +35,14 @@ export class CircuitBreaker {
   private openedMs = Number.NEGATIVE_INFINITY;
   /** The probes that have not ended. */
   private probes = 0;
+  private firstProbeMs = 0;
 
   /**
-   * @param maxProbes how many probes may be in flight after a connection was established; if 0, connections cannot be
-   *   checked without a request
+   * @param canCheckConnections whether connections can be checked without a request
    */
   constructor(
     private readonly onChange: (state: CircuitState) => void = () => {},
-    private readonly maxProbes = 0,
+    private readonly canCheckConnections = false,
   ) {}
 
   /** Whether an exchange may start now. Unless it is rejected or has to wait, it must end in `record` or `cancel`. */
@@ -51,9 +53,11 @@ export class CircuitBreaker {
       if (nowMs < this.probeAtMs) return 'rejected';
       this.setState('half-open');
     }
-    const isFull = this.probes >= (this.waitsForConnection ? this.maxProbes : 1);
+    if (this.probes === 0) this.firstProbeMs = nowMs;
+    // A server that has just started may take a while to respond, and nothing suggests that it will fail.
+    const isLimited = !this.waitsForConnection || nowMs - this.firstProbeMs >= UNLIMITED_PROBES_MS;
     // A probe may take long, for example because its response is a stream, so another one follows after a second.
-    if (isFull && nowMs < this.probeAtMs) return 'rejected';
+    if (isLimited && this.probes > 0 && nowMs < this.probeAtMs) return 'rejected';
     this.probeAtMs = nowMs + PROBE_AFTER_MS;
     this.probes++;
     return 'probe';
@@ -101,7 +105,7 @@ export class CircuitBreaker {
   private open(nowMs: number, isUnconnected: boolean) {
     this.openedMs = nowMs;
     this.probeAtMs = nowMs + PROBE_AFTER_MS;
-    this.waitsForConnection = isUnconnected && this.maxProbes > 0;
+    this.waitsForConnection = isUnconnected && this.canCheckConnections;
     this.probes = 0;
     this.reset();
     this.setState('open');

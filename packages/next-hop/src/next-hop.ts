@@ -86,8 +86,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
     checkFunction('factory', factory);
     if (!Number.isInteger(connections) || connections < 1)
       throw new errors.InvalidArgumentError('connections must be a positive integer');
-    const maxProbes = factory ? 0 : connections;
-    const breaker = new CircuitBreaker((state) => observer.circuitChanged?.(state), maxProbes);
+    const breaker = new CircuitBreaker((state) => observer.circuitChanged?.(state), factory === undefined);
     this.hop = {
       name: options.name ?? this.origin.hostname,
       origin: this.origin,

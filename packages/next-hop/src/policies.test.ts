@@ -261,7 +261,7 @@ describe('the hedge delay', () => {
 describe('the circuit breaker', () => {
   function circuit() {
     const states: CircuitState[] = [];
-    const breaker = new CircuitBreaker((state) => states.push(state), 2);
+    const breaker = new CircuitBreaker((state) => states.push(state), true);
     const fail = (times: number, nowMs: number) => {
       for (let i = 0; i < times; i++) breaker.record(breaker.admit(nowMs), true, nowMs);
     };
@@ -287,16 +287,23 @@ describe('the circuit breaker', () => {
     expect(breaker.admit(0)).toBe('pass');
   });
 
-  test('if no connection can be established, waits for one, then admits probes up to their maximum, and the first result decides', () => {
+  test('if no connection can be established, waits for one, then admits all exchanges as probes, and the first result decides', () => {
     const { breaker, states, failToConnect } = circuit();
     failToConnect(16, 0);
     expect(breaker.admit(5000)).toBe('check');
     breaker.connected(5000);
-    const admissions = [breaker.admit(5001), breaker.admit(5001), breaker.admit(5001)];
-    expect(admissions).toEqual(['probe', 'probe', 'rejected']);
+    for (let i = 0; i < 1000; i++) expect(breaker.admit(5001)).toBe('probe');
     breaker.record('probe', false, 5002, true, 5001);
     expect(breaker.admit(5003)).toBe('pass');
     expect(states).toEqual(['open', 'half-open', 'closed']);
+  });
+
+  test('one second after the first of these probes, admits one probe each second', () => {
+    const { breaker, failToConnect } = circuit();
+    failToConnect(16, 0);
+    breaker.connected(100);
+    const admissions = [5000, 5999, 6000, 6998, 6999, 7000].map((nowMs) => breaker.admit(nowMs));
+    expect(admissions).toEqual(['probe', 'probe', 'rejected', 'rejected', 'probe', 'rejected']);
   });
 
   test('if the first probe after that fails with a connection, admits one after a second', () => {
@@ -353,7 +360,7 @@ describe('the circuit breaker', () => {
   });
 
   test('without connection checks, admits a probe after a second', () => {
-    const breaker = new CircuitBreaker(() => {}, 0);
+    const breaker = new CircuitBreaker();
     for (let i = 0; i < 16; i++) breaker.record('pass', true, 0, false);
     expect([breaker.admit(999), breaker.admit(1000)]).toEqual(['rejected', 'probe']);
   });

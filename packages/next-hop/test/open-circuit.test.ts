@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import type { ServerResponse } from 'node:http';
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
 import type { AttemptInfo, NextHop, NextHopError, NextHopOptions } from 'next-hop';
 import { buildConnector, errors, Pool } from 'undici';
@@ -164,6 +164,14 @@ describe('a next hop to which no connection can be established', () => {
     expect(attempts['127.0.0.1']).toBeLessThanOrEqual(intervals + 1);
   });
 
+  test('when it accepts a connection, all requests are sent or queued until the first response', async () => {
+    const { hop, port } = await withOpenCircuit({ connections: 4 });
+    const respond = (_req: IncomingMessage, res: ServerResponse) => void setTimeout(() => res.end('ok'), 50);
+    await server(respond, '127.0.0.1', port);
+    const outcomes = await Promise.all(Array.from({ length: 40 }, async () => (await measure(hop)).outcome));
+    expect(outcomes).toEqual(Array.from({ length: 40 }, () => 'ok'));
+  });
+
   test('when it accepts connections and does not respond, it gets at most one request per connection, and the circuit opens again for a second', async () => {
     const { hop, port } = await withOpenCircuit({ timeoutMs: 500, connections: 4 });
     const silent = await rawUpstream(() => {}, '127.0.0.1', port);
@@ -171,7 +179,7 @@ describe('a next hop to which no connection can be established', () => {
     const first = await Promise.all(Array.from({ length: 40 }, () => measure(hop)));
     const codes = first.map(({ outcome }) => (outcome as NextHopError).code);
     expect(codes.filter((code) => code === 'http_response_timeout')).toHaveLength(4);
-    expect(codes.filter((code) => code === 'destination_unavailable')).toHaveLength(36);
+    expect(codes.filter((code) => code === 'connection_limit_reached')).toHaveLength(36);
     expect(silent.requests()).toBeLessThanOrEqual(8);
     expect(hop.circuit).toBe('open');
     const requests = silent.requests();
