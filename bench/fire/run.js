@@ -1,6 +1,7 @@
-// npm run bench:fire: compares next-hop with other clients while api2 fails, in about 22 minutes, and longer on a busy host.
+// npm run bench:fire: compares next-hop with other clients while api2 fails, in about 22 minutes, or more if the host
+// withholds CPU time, because measurements are then repeated.
 // ROUNDS=4 npm run bench:fire: the same four times, with totals and medians. FIRE.md is from such a run.
-// To repeat some cells: CLIENTS=fetch,next-hop SCENARIOS=frozen npm run bench:fire. The results are then only printed.
+// To repeat some cells: CLIENTS=fetch,next-hop SCENARIOS=frozen npm run bench:fire. The report is then only printed.
 import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { cpus, totalmem } from 'node:os';
@@ -32,7 +33,7 @@ const FORMATS = {
   requests: (value) => value.toFixed(2),
   share: percent,
   cpu: (value) => value.toFixed(2),
-  steal: percent,
+  steal: decimalPercent,
 };
 const WRONG_RESULTS = ['sentTwice', 'storedTwice', 'missing'];
 /** Columns with the total of all rounds. The others have the median. */
@@ -73,10 +74,12 @@ const measured = mapCells(() => []);
 let rounds = 0;
 /** The totals or medians of the complete rounds, in the structure of `measured`. */
 let results;
-/** Measurements that failed and were repeated. */
-const discarded = [];
-/** The number of measurements of each client that were repeated because of steal. */
-const stealRepeats = Object.fromEntries(clients.map((client) => [client, 0]));
+/** Measurements that threw and were repeated. */
+const failedMeasurements = [];
+/** The measurements of each client that were repeated because of steal. */
+const stealRepeats = Object.fromEntries(clients.map((client) => [client, []]));
+/** Whether the run was interrupted, so that no container may be started any more. */
+let isStopping = false;
 
 /** Measures one more round of all cells. */
 async function measureRound() {
@@ -121,10 +124,10 @@ function median(values) {
  */
 async function measure(client, scenario) {
   const all = [];
-  while (all.length < MAX_MEASUREMENTS && !all.some(({ steal }) => steal <= MAX_STEAL))
-    all.push(await measureOnce(client, scenario));
-  stealRepeats[client] += all.length - 1;
-  const figures = all.toSorted((a, b) => a.steal - b.steal)[0];
+  do all.push(await measureOnce(client, scenario));
+  while (all.length < MAX_MEASUREMENTS && all.every(({ steal }) => steal > MAX_STEAL));
+  const [figures, ...repeated] = all.toSorted((a, b) => a.steal - b.steal);
+  stealRepeats[client].push(...repeated);
   for (const column of WRONG_RESULTS)
     if (figures[column] !== undefined) figures[column] = sum(all.map((measurement) => measurement[column]));
   return figures;
@@ -146,8 +149,8 @@ async function runWithRetries(client, scenario) {
       return await SCENARIOS[scenario].run(client);
     } catch (error) {
       process.stdout.write(`${client}, ${scenario}: attempt ${attempt} failed: ${error.message}\n`);
-      if (attempt === MAX_ATTEMPTS) throw error;
-      discarded.push(`${CLIENTS[client]}, ${SCENARIOS[scenario].title}`);
+      if (attempt === MAX_ATTEMPTS || isStopping) throw error;
+      failedMeasurements.push(`${CLIENTS[client]}, ${SCENARIOS[scenario].title}`);
     }
   }
 }
@@ -270,9 +273,9 @@ function testText() {
   return ` In the column "slowest", † marks a client that is not the best, but is not significantly slower than the best one (exact one-sided rank-sum test, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons; if several clients are equally good, † marks one that is not significantly slower than any of them). The other columns were not tested. With so few measurements, a difference is significant only if the ranges hardly overlap, so † does not mean that two clients are equally fast.`;
 }
 
-function discardedText() {
-  if (discarded.length === 0) return '';
-  return ` These measurements were repeated, because Docker or the load generator failed, or because requests failed before the disruption: ${discarded.join('; ')}.`;
+function failedMeasurementsText() {
+  if (failedMeasurements.length === 0) return '';
+  return ` These measurements were repeated, because Docker or the load generator failed, or because requests failed before the disruption: ${failedMeasurements.join('; ')}.`;
 }
 
 const interruptedText = () =>
@@ -282,9 +285,22 @@ function stealText() {
   const steals = clients.flatMap((client) =>
     scenarios.flatMap((scenario) => measured[scenario][client].map(({ steal }) => steal)),
   );
+  if (steals.includes(undefined)) return 'This system does not report steal.';
   const tooHigh = steals.filter((steal) => steal > MAX_STEAL).length;
-  const repeats = clients.map((client) => `${CLIENTS[client]}: ${stealRepeats[client]}`).join('; ');
-  return `Steal is the share of CPU time that the hypervisor did not provide to this virtual machine although it was needed. A measurement with more than ${percent(MAX_STEAL)} steal was repeated, up to ${MAX_MEASUREMENTS - 1} times, and the one with the lowest steal is reported, whatever its other figures. Repeats: ${repeats}. Steal exceeded ${percent(MAX_STEAL)} in ${tooHigh} of the ${steals.length} reported measurements; the median is ${decimalPercent(median(steals))}, the maximum ${decimalPercent(Math.max(...steals))}. Wrong results of repeated measurements are included.`;
+  return `Steal is the time in which the hypervisor did not run a virtual CPU that was ready to run, as a share of the time of all virtual CPUs. A measurement with more than ${percent(MAX_STEAL)} steal was repeated, up to ${MAX_MEASUREMENTS - 1} times, and the one with the lowest steal is reported, whatever its other figures. Steal exceeded ${percent(MAX_STEAL)} in ${tooHigh} of the ${steals.length} reported measurements; the median is ${decimalPercent(median(steals))}, the maximum ${decimalPercent(Math.max(...steals))}. Steal of less than ${percent(MAX_STEAL)} does not exclude a single pause of several hundred milliseconds, so the host can have caused any slow request. ${repeatsText()}`;
+}
+
+function repeatsText() {
+  const repeats = clients.filter((client) => stealRepeats[client].length > 0).map(repeatsOf);
+  if (repeats.length === 0) return 'No measurement was repeated because of steal.';
+  return `Measurements that were replaced by one with less steal, with the range of their slowest requests and the number of their failed ones: ${repeats.join('; ')}. Their wrong results are included in the tables, their other figures are not.`;
+}
+
+function repeatsOf(client) {
+  const repeats = stealRepeats[client];
+  const slowest = repeats.map((figures) => figures.slowest);
+  const range = `${ms(Math.min(...slowest))} to ${ms(Math.max(...slowest))}`;
+  return `${CLIENTS[client]} ${repeats.length} (${range}, ${sum(repeats.map(({ failed }) => failed))} failed)`;
 }
 
 function report(versions) {
@@ -292,11 +308,11 @@ function report(versions) {
 
 ${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${versions}, next-hop at commit ${commit}. All figures are from one run of \`ROUNDS=${requestedRounds} npm run bench:fire\`${interruptedText()}.
 
-A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; a load generator on the host sends 200 requests per second without waiting for responses. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has already optimized the code for them, and then 200 requests per second for at least one second, until no request fails and steal is low, for at most ten seconds. There is no such warm-up for \`POST\`. next-hop also calls its function \`warmUp\` at the start; the other clients have none. Where one of three replicas fails, it is the one that received the most requests just before: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
+A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; a load generator on the host sends 200 requests per second without waiting for responses. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has already optimized the code for them, and then 200 requests per second for at least one second, until no request fails and steal is low, or until no request fails after ten seconds. There is no such warm-up for \`POST\`. next-hop also calls its function \`warmUp\` at the start; the other clients have none. Where one of three replicas fails, it is the one that received the most requests just before: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
 
 A request failed if it had no complete 2xx response within the deadline of 2 s (plus a margin of 0.1 s). The timeout per attempt, for clients that have one, is 650 ms, with two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 completed, according to its log, for each request of the load (requests that a killed replica had not yet logged are not counted). Times are in milliseconds, measured by the load generator.
 
-${roundsText()} A client that fails early can have good times, so times are compared only among the clients whose number of failures is in bold.${discardedText()}
+${roundsText()} A client that fails early can have good times, so times are compared only among the clients whose number of failures is in bold.${failedMeasurementsText()}
 
 ${stealText()}
 
@@ -308,19 +324,22 @@ ${scenarios.map(section).join('\n\n')}
 `;
 }
 
-for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => down().finally(() => process.exit(1)));
+for (const signal of ['SIGINT', 'SIGTERM'])
+  process.once(signal, () => {
+    isStopping = true;
+    down().finally(() => process.exit(1));
+  });
 try {
   await down();
   await compose('', 'build', 'api2', 'caller');
   const versions = await readVersions();
-  let text;
   while (rounds < requestedRounds) {
     await measureRound();
-    text = report(versions);
-    // Write the report after each round, so that an interrupted run keeps its complete rounds.
+    const text = report(versions);
+    // An interrupted run keeps its complete rounds.
     if (isComplete) writeFileSync(new URL('../FIRE.md', import.meta.url), text);
+    else process.stdout.write(`\n${text}\n`);
   }
-  process.stdout.write(`\n${text}`);
 } finally {
   await down();
 }

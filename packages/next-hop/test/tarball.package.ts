@@ -126,16 +126,19 @@ describe.each([22, 24] as const)('on Node %i', (node) => {
     );
   });
 
-  test('V8 deoptimizes at most 7 functions at the first failure after warmUp, and more than 20 in a process without it', async () => {
-    const countDeoptimized = async (mode: 'cold' | 'warm') => {
+  test('from the first failure on, V8 reports at most 7 deoptimizations with warmUp, and more than 20 without', async () => {
+    const countDeoptimizations = async (mode: 'cold' | 'warm') => {
       const output = await run(NODES[node], '--trace-deopt', 'first-failure.mjs', mode);
-      const count = (text = '') => text.match(/^\[(bailout|marking dependent code)/gm)?.length ?? 0;
-      return { all: count(output), afterFailure: count(output.split('first failure\n')[1]) };
+      const [, afterFailure] = output.split('first failure\n');
+      if (afterFailure === undefined) throw new Error('The program did not print "first failure".');
+      return afterFailure.match(/^\[(bailout|marking dependent code)/gm)?.length ?? 0;
     };
-    // On a busy machine, a slow response makes V8 deoptimize some of these before the failure.
-    const { all } = await countDeoptimized('cold');
-    expect(all).toBeGreaterThan(20);
-    expect((await countDeoptimized('warm')).afterFailure).toBeLessThanOrEqual(7);
+    expect(await countDeoptimizations('warm')).toBeLessThanOrEqual(7);
+    // On a busy machine, a slow response can trigger the deoptimizations before the failure.
+    let withoutWarmUp = 0;
+    for (let runs = 0; runs < 3 && withoutWarmUp <= 20; runs++)
+      withoutWarmUp = await countDeoptimizations('cold');
+    expect(withoutWarmUp).toBeGreaterThan(20);
   }, 60_000);
 
   test('@fastify/reply-from forwards requests and bodies through NextHop', async () => {

@@ -1,10 +1,11 @@
-// Sends requests that succeed, prints `first failure`, and sends some that fail. With --trace-deopt, V8 prints a line
-// for each function that it deoptimizes.
+// Sends requests that succeed, prints `first failure`, and sends some that fail. With --trace-deopt, V8 prints one or
+// more lines for each function that it deoptimizes.
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { NextHop, warmUp } from 'next-hop';
 
+// By then, V8 has optimized the code, including what it deoptimized because of warmUp.
 const OPTIMIZING_REQUESTS = 5000;
 const FAILING_REQUESTS = 10;
 const [, program, mode] = process.argv;
