@@ -53,8 +53,9 @@ export class EndpointPool {
   }
 
   /**
-   * Chooses the endpoint for the next attempt: the one with the fewest requests in flight. Ties are broken round-robin, or at
-   * random if `avoid` is not empty. Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if
+   * Chooses the endpoint for the next attempt: the one with the fewest requests in flight. If several have equally many, the
+   * one that responded last is chosen; among those with none, the next one in turn, or a random one if `avoid` is not empty.
+   * Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if
    * all others are ejected or also in `avoid`; the one that was added first is preferred. Returns undefined while no
    * address is known.
    */
@@ -250,7 +251,10 @@ export async function lookUpAll(hostname: string): Promise<LookupAddress[]> {
 function isBetter(candidate: Endpoint, best: Endpoint, avoid: readonly Endpoint[]) {
   const rank = rankOf(candidate, avoid);
   const bestRank = rankOf(best, avoid);
-  return rank === bestRank ? candidate.inFlight < best.inFlight : rank < bestRank;
+  if (rank !== bestRank) return rank < bestRank;
+  if (candidate.inFlight !== best.inFlight) return candidate.inFlight < best.inFlight;
+  // An endpoint that has just failed does not respond, so the last one to respond is the least likely to have failed.
+  return candidate.inFlight > 0 && candidate.lastResponse > best.lastResponse;
 }
 
 function rankOf(endpoint: Endpoint, avoid: readonly Endpoint[]) {

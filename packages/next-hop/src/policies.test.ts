@@ -59,6 +59,17 @@ describe('the choice of an endpoint', () => {
     expect(chosen.slice(3)).toEqual(chosen.slice(0, 3));
     await pool.close();
   });
+
+  test('prefers the endpoint that responded last among those with equally many requests in flight', async () => {
+    const pool = await poolOf('127.0.0.1', '127.0.0.2', '127.0.0.3');
+    const endpoints = [pool.choose(), pool.choose(), pool.choose()] as Endpoint[];
+    for (const endpoint of endpoints) endpoint.inFlight = 1;
+    for (const last of endpoints) {
+      last.succeeded();
+      for (let i = 0; i < 4; i++) expect(pool.choose()).toBe(last);
+    }
+    await pool.close();
+  });
 });
 
 describe('ejection', () => {
