@@ -127,7 +127,7 @@ test('kill -9 of 1 replica of 3: no request fails', async () => {
   expect(failed).toBe(0);
 }, 90_000);
 
-test('1 replica of 3 frozen for 6 s: no request fails, and none takes 400 ms or longer', async () => {
+test('1 replica of 3 frozen for 6 s: no request fails, and none takes 300 ms or longer', async () => {
   await withReplicas(3);
   const [, , third] = await stack.containers('api2');
   const { failed, slowestMs, samples } = await underLoad('frozen replica', async () => {
@@ -140,8 +140,9 @@ test('1 replica of 3 frozen for 6 s: no request fails, and none takes 400 ms or 
   process.stdout.write(`  p99.9: ${Math.round(p999Ms)} ms\n`);
   expect(samples.length).toBeGreaterThan(800);
   expect(failed).toBe(0);
-  expect(p999Ms).toBeLessThan(250);
-  expect(slowestMs).toBeLessThan(400);
+  // Twice the goals, 100 and 150 ms. While other processes took 30 % of both CPUs, 118 and 131 ms were measured.
+  expect(p999Ms).toBeLessThan(200);
+  expect(slowestMs).toBeLessThan(300);
 }, 90_000);
 
 test('1 replica of 3 pauses for 100 ms each second: at most 1.05 requests to api2 for each request', async () => {
