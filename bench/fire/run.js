@@ -78,7 +78,7 @@ let results;
 const failedMeasurements = [];
 /** The measurements of each client that were repeated because of steal. */
 const stealRepeats = Object.fromEntries(clients.map((client) => [client, []]));
-/** Whether the run was interrupted, so that no container may be started any more. */
+/** Set by SIGINT and SIGTERM. No further measurement starts. */
 let isStopping = false;
 
 /** Measures one more round of all cells. */
@@ -146,7 +146,10 @@ async function measureOnce(client, scenario) {
 async function runWithRetries(client, scenario) {
   for (let attempt = 1; ; attempt++) {
     try {
-      return await SCENARIOS[scenario].run(client);
+      const figures = await SCENARIOS[scenario].run(client);
+      // While the containers are removed, a measurement can end without an error.
+      if (isStopping) throw new Error('The run was interrupted.');
+      return figures;
     } catch (error) {
       process.stdout.write(`${client}, ${scenario}: attempt ${attempt} failed: ${error.message}\n`);
       if (attempt === MAX_ATTEMPTS || isStopping) throw error;
@@ -278,8 +281,7 @@ function failedMeasurementsText() {
   return ` These measurements were repeated, because Docker or the load generator failed, or because requests failed before the disruption: ${failedMeasurements.join('; ')}.`;
 }
 
-const interruptedText = () =>
-  rounds < requestedRounds ? `, which was interrupted in round ${rounds + 1}` : '';
+const interruptedText = () => (rounds < requestedRounds ? `, which ended in round ${rounds + 1}` : '');
 
 function stealText() {
   const steals = clients.flatMap((client) =>
@@ -287,13 +289,13 @@ function stealText() {
   );
   if (steals.includes(undefined)) return 'This system does not report steal.';
   const tooHigh = steals.filter((steal) => steal > MAX_STEAL).length;
-  return `Steal is the time in which the hypervisor did not run a virtual CPU that was ready to run, as a share of the time of all virtual CPUs. A measurement with more than ${percent(MAX_STEAL)} steal was repeated, up to ${MAX_MEASUREMENTS - 1} times, and the one with the lowest steal is reported, whatever its other figures. Steal exceeded ${percent(MAX_STEAL)} in ${tooHigh} of the ${steals.length} reported measurements; the median is ${decimalPercent(median(steals))}, the maximum ${decimalPercent(Math.max(...steals))}. Steal of less than ${percent(MAX_STEAL)} does not exclude a single pause of several hundred milliseconds, so the host can have caused any slow request. ${repeatsText()}`;
+  return `Steal is the time in which the hypervisor did not run a virtual CPU that was ready to run, as a share of the time of all virtual CPUs. A measurement with more than ${percent(MAX_STEAL)} steal was repeated, up to ${MAX_MEASUREMENTS - 1} times, and the one with the lowest steal is reported, whatever its other figures. Steal exceeded ${percent(MAX_STEAL)} in ${tooHigh} of the ${steals.length} reported measurements; the median is ${decimalPercent(median(steals))}, the maximum ${decimalPercent(Math.max(...steals))}. Even with less, the host may have paused the machine once for several hundred milliseconds, so a single slow request may be due to the host. ${repeatsText()}`;
 }
 
 function repeatsText() {
   const repeats = clients.filter((client) => stealRepeats[client].length > 0).map(repeatsOf);
   if (repeats.length === 0) return 'No measurement was repeated because of steal.';
-  return `Measurements that were replaced by one with less steal, with the range of their slowest requests and the number of their failed ones: ${repeats.join('; ')}. Their wrong results are included in the tables, their other figures are not.`;
+  return `These measurements were replaced by one with less steal (in parentheses: the slowest request of each, as a range in milliseconds, and the total number of failed requests): ${repeats.join('; ')}. The tables include their wrong results, but not their other figures.`;
 }
 
 function repeatsOf(client) {
@@ -308,7 +310,7 @@ function report(versions) {
 
 ${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${versions}, next-hop at commit ${commit}. All figures are from one run of \`ROUNDS=${requestedRounds} npm run bench:fire\`${interruptedText()}.
 
-A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; a load generator on the host sends 200 requests per second without waiting for responses. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has already optimized the code for them, and then 200 requests per second for at least one second, until no request fails and steal is low, or until no request fails after ten seconds. There is no such warm-up for \`POST\`. next-hop also calls its function \`warmUp\` at the start; the other clients have none. Where one of three replicas fails, it is the one that received the most requests just before: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
+A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; a load generator on the host sends 200 requests per second without waiting for responses. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has already optimized the code for them, and then 200 requests per second for one to ten seconds, until the last 50 requests of a second succeed and steal is at most 5 %. After ten seconds, higher steal is accepted. There is no such warm-up for \`POST\`. next-hop also calls its function \`warmUp\` at the start; the other clients have none. Where one of three replicas fails, it is the one that received the most requests just before: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
 
 A request failed if it had no complete 2xx response within the deadline of 2 s (plus a margin of 0.1 s). The timeout per attempt, for clients that have one, is 650 ms, with two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 completed, according to its log, for each request of the load (requests that a killed replica had not yet logged are not counted). Times are in milliseconds, measured by the load generator.
 
@@ -324,9 +326,12 @@ ${scenarios.map(section).join('\n\n')}
 `;
 }
 
+/** The report on the complete rounds. */
+let text = '';
 for (const signal of ['SIGINT', 'SIGTERM'])
   process.once(signal, () => {
     isStopping = true;
+    if (!isComplete) process.stdout.write(`\n${text}`);
     down().finally(() => process.exit(1));
   });
 try {
@@ -335,11 +340,11 @@ try {
   const versions = await readVersions();
   while (rounds < requestedRounds) {
     await measureRound();
-    const text = report(versions);
-    // An interrupted run keeps its complete rounds.
+    text = report(versions);
+    // Write the report after each round, so that a run that is ended keeps its complete rounds.
     if (isComplete) writeFileSync(new URL('../FIRE.md', import.meta.url), text);
-    else process.stdout.write(`\n${text}\n`);
   }
 } finally {
+  if (!isComplete && !isStopping) process.stdout.write(`\n${text}`);
   await down();
 }

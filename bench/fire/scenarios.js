@@ -8,7 +8,7 @@ const PER_SECOND = 200;
 const WARM_UP_REQUESTS = 1000;
 // api2 writes its log lines in batches.
 const LOG_DELAY_MS = 300;
-// The maximum number of loads, of one second each, before a measurement.
+// The maximum number of one-second loads before a measurement.
 const MAX_LOADS = 10;
 
 /**
@@ -161,7 +161,7 @@ const kill = (name) => stack.docker('kill', '--signal', 'KILL', name);
 
 /**
  * Starts the caller with `count` healthy replicas of api2, sends it requests so that V8 optimizes its code, and then
- * settles. Resolves to the names of the replicas. The one that got the most requests comes first:
+ * waits until no request fails and steal is low (`settle`). Resolves to the names of the replicas. The one that got the most requests comes first:
  * a client that keeps using one connection would otherwise not notice that another replica fails.
  */
 async function prepare(client, count, { countsSends = false } = {}) {
@@ -176,8 +176,8 @@ async function prepare(client, count, { countsSends = false } = {}) {
 }
 
 /**
- * Sends loads of one second until the last 50 requests of one succeed and steal is low. High steal is accepted in load
- * number `MAX_LOADS`. Resolves to the start of the last load, in milliseconds since 1970.
+ * Sends loads of one second until, in one of them, the last 50 requests succeed and steal is low. In load number
+ * `MAX_LOADS`, high steal is accepted, and failed requests are an error. Resolves to the start of the last load, in milliseconds since 1970.
  */
 async function settle() {
   for (let loads = 1; ; loads++) {

@@ -10,7 +10,7 @@ const WINDOW = 32;
 const MIN_RECORDED = 16;
 const STALE_AFTER_MS = 10_000;
 const PROBE_AFTER_MS = 1000;
-/** How long probes are let through without a limit after a connection was established. */
+/** How long the number of probes is unlimited after a successful connection check. */
 const UNLIMITED_PROBES_MS = 1000;
 // A few refused connections may come from one replica that is restarting.
 const MIN_CONNECT_FAILURES_FOR_CHECKS = 8;
@@ -35,7 +35,7 @@ export class CircuitBreaker {
   private openedMs = Number.NEGATIVE_INFINITY;
   /** The probes that have not ended. */
   private probes = 0;
-  private firstProbeMs = 0;
+  private connectedMs = 0;
 
   /**
    * @param canCheckConnections whether connections can be checked without a request
@@ -53,9 +53,13 @@ export class CircuitBreaker {
       if (nowMs < this.probeAtMs) return 'rejected';
       this.setState('half-open');
     }
-    if (this.probes === 0) this.firstProbeMs = nowMs;
-    // A server that has just started may take a while to respond, and nothing suggests that it will fail.
-    const isLimited = !this.waitsForConnection || nowMs - this.firstProbeMs >= UNLIMITED_PROBES_MS;
+    // A server that has just started may respond slowly at first. Rejecting requests in the meantime would only add failures.
+    const isLimited = !this.waitsForConnection || nowMs - this.connectedMs >= UNLIMITED_PROBES_MS;
+    if (this.waitsForConnection && isLimited && this.probes === 0) {
+      // No request followed the connection check, so its result is out of date.
+      this.setState('open');
+      return 'check';
+    }
     // A probe may take long, for example because its response is a stream, so another one follows after a second.
     if (isLimited && this.probes > 0 && nowMs < this.probeAtMs) return 'rejected';
     this.probeAtMs = nowMs + PROBE_AFTER_MS;
@@ -64,9 +68,10 @@ export class CircuitBreaker {
   }
 
   /** Called when a connection check succeeds. One that started before the circuit opened does not count. */
-  connected(startedMs: number) {
-    if (this.state === 'open' && this.waitsForConnection && startedMs >= this.openedMs)
-      this.setState('half-open');
+  connected(startedMs: number, nowMs = startedMs) {
+    if (this.state !== 'open' || !this.waitsForConnection || startedMs < this.openedMs) return;
+    this.connectedMs = nowMs;
+    this.setState('half-open');
   }
 
   /**

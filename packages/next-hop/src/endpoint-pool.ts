@@ -53,9 +53,9 @@ export class EndpointPool {
   }
 
   /**
-   * Chooses the endpoint for the next attempt: the one with the fewest requests in flight. If several have equally many, the
-   * one that responded last is chosen; among those with none, the next one in turn, or a random one if `avoid` is not empty.
-   * Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if
+   * Chooses the endpoint for the next attempt: the one with the fewest requests in flight. Ties go to the one that responded
+   * most recently. If the tied endpoints have no requests in flight, they are used round-robin, or at random if `avoid` is not
+   * empty. Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if
    * all others are ejected or also in `avoid`; the one that was added first is preferred. Returns undefined while no
    * address is known.
    */
@@ -253,8 +253,8 @@ function isBetter(candidate: Endpoint, best: Endpoint, avoid: readonly Endpoint[
   const bestRank = rankOf(best, avoid);
   if (rank !== bestRank) return rank < bestRank;
   if (candidate.inFlight !== best.inFlight) return candidate.inFlight < best.inFlight;
-  // An endpoint that has just failed does not respond, so the last one to respond is the least likely to have failed.
-  return candidate.inFlight > 0 && candidate.lastResponse > best.lastResponse;
+  // A replica that was just killed no longer responds, so the most recent response is the best sign of a healthy one.
+  return candidate.inFlight > 0 && candidate.lastSuccessMs > best.lastSuccessMs;
 }
 
 function rankOf(endpoint: Endpoint, avoid: readonly Endpoint[]) {

@@ -6,9 +6,6 @@ const OUTCOMES_MASK = 2 ** 20 - 1;
 const FIRST_EJECTION_MS = 1000;
 const MAX_EJECTION_MS = 30_000;
 
-/** The number of complete responses of all endpoints, to order them in time. */
-let responses = 0;
-
 /**
  * One address of a next hop: its connections, and whether it is ejected. It is ejected immediately when a
  * connection attempt fails, when a probe fails after two warnings in a row (a slow response, a hedge that is faster,
@@ -22,8 +19,8 @@ export class Endpoint {
   /** A new connection for each request, for retries after a closed keep-alive connection. */
   readonly newConnections: Dispatcher;
   inFlight = 0;
-  /** The higher, the more recent its last complete response. */
-  lastResponse = 0;
+  /** When its last response other than 502, 503 and 504 was complete, in milliseconds. Probes do not count. */
+  lastSuccessMs = 0;
   isEjected = false;
   /** Whether it is ejected because it is new, or slow to connect, and may not accept connections. */
   awaitsConnection = false;
@@ -79,8 +76,8 @@ export class Endpoint {
   }
 
   /** Called after a complete response other than 502, 503 and 504. */
-  succeeded() {
-    this.lastResponse = ++responses;
+  succeeded(nowMs: number) {
+    this.lastSuccessMs = nowMs;
     this.probeSucceeded();
     this.ejectionMs = FIRST_EJECTION_MS;
   }
@@ -158,6 +155,7 @@ export class Endpoint {
   private inherit(previous: Endpoint) {
     this.isEjected = previous.isEjected;
     this.awaitsConnection = previous.awaitsConnection;
+    this.lastSuccessMs = previous.lastSuccessMs;
     this.ejectionMs = previous.ejectionMs;
     this.probeAtMs = Math.min(previous.probeAtMs, performance.now() + previous.ejectionMs);
   }

@@ -248,10 +248,11 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   }
 
   responseEnded(attempt: Attempt, trailers: IncomingHttpHeaders) {
-    if (!isGatewayError(attempt.statusCode as number)) attempt.endpoint.succeeded();
+    const nowMs = performance.now();
+    if (!isGatewayError(attempt.statusCode as number)) attempt.endpoint.succeeded(nowMs);
     if (this.hasEnded) return;
     this.inFlight.length = 0;
-    this.hop.breaker.record(this.admission, false, performance.now(), true, this.admittedMs);
+    this.hop.breaker.record(this.admission, false, nowMs, true, this.admittedMs);
     this.end();
     try {
       this.handler.onResponseEnd?.(this, trailers);

@@ -111,7 +111,7 @@ export class NextHop<Context = unknown> extends Dispatcher {
         timeoutMs / 4,
         (address, startedMs) => {
           this.hop.endpoints.readmit(address);
-          breaker.connected(startedMs);
+          breaker.connected(startedMs, performance.now());
         },
       ),
       observer: observer as Observer,

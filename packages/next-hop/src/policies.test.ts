@@ -60,12 +60,12 @@ describe('the choice of an endpoint', () => {
     await pool.close();
   });
 
-  test('prefers the endpoint that responded last among those with equally many requests in flight', async () => {
+  test('prefers the endpoint that responded most recently among those with the same number of requests in flight', async () => {
     const pool = await poolOf('127.0.0.1', '127.0.0.2', '127.0.0.3');
     const endpoints = [pool.choose(), pool.choose(), pool.choose()] as Endpoint[];
     for (const endpoint of endpoints) endpoint.inFlight = 1;
-    for (const last of endpoints) {
-      last.succeeded();
+    for (const [i, last] of endpoints.entries()) {
+      last.succeeded(i + 1);
       for (let i = 0; i < 4; i++) expect(pool.choose()).toBe(last);
     }
     await pool.close();
@@ -78,7 +78,7 @@ describe('ejection', () => {
   test('ejects an endpoint after five failures in a row, but not after four and a success', () => {
     const endpoint = createEndpoint();
     for (let i = 0; i < 4; i++) endpoint.failed(0);
-    endpoint.succeeded();
+    endpoint.succeeded(0);
     for (let i = 0; i < 4; i++) endpoint.failed(0);
     expect(endpoint.isEjected).toBe(false);
     endpoint.failed(0);
@@ -88,14 +88,14 @@ describe('ejection', () => {
   test('ejects an endpoint when a probe fails after two warnings in a row and no response since', () => {
     const endpoint = createEndpoint();
     endpoint.suspect();
-    endpoint.succeeded();
+    endpoint.succeeded(0);
     endpoint.suspect();
     expect(endpoint.isDueForProbe(0)).toBe(false);
     endpoint.suspect();
     expect(endpoint.isDueForProbe(0)).toBe(true);
     endpoint.startProbe();
     expect(endpoint.isDueForProbe(0)).toBe(false);
-    endpoint.succeeded();
+    endpoint.succeeded(0);
     endpoint.probeFailed(0);
     expect(endpoint.isEjected).toBe(false);
     endpoint.suspect();
@@ -119,7 +119,7 @@ describe('ejection', () => {
       endpoint.probeSucceeded();
       expect(endpoint.isEjected).toBe(false);
     }
-    endpoint.succeeded();
+    endpoint.succeeded(0);
     endpoint.eject(0);
     expect(endpoint.isDueForProbe(1000)).toBe(true);
   });
@@ -154,13 +154,13 @@ describe('ejection', () => {
     const [first, second] = [pool.choose(), pool.choose()] as [Endpoint, Endpoint];
     const failOneOfFive = (endpoint: Endpoint) => {
       pool.failed(endpoint, 0);
-      for (let i = 0; i < 4; i++) endpoint.succeeded();
+      for (let i = 0; i < 4; i++) endpoint.succeeded(0);
     };
     for (let i = 0; i < 10; i++) failOneOfFive(first);
     expect(first.isEjected).toBe(false);
     const failHalf = (endpoint: Endpoint) => {
       for (let i = 0; i < 10 && !endpoint.isEjected; i++) {
-        endpoint.succeeded();
+        endpoint.succeeded(0);
         pool.failed(endpoint, 0);
       }
     };
@@ -309,12 +309,21 @@ describe('the circuit breaker', () => {
     expect(states).toEqual(['open', 'half-open', 'closed']);
   });
 
-  test('one second after the first of these probes, admits one probe each second', () => {
+  test('after one second of unlimited probes, admits one probe each second', () => {
+    const { breaker, failToConnect } = circuit();
+    failToConnect(16, 0);
+    breaker.connected(100, 5000);
+    const admissions = [5000, 5999, 6000, 6998, 6999, 7000].map((nowMs) => breaker.admit(nowMs));
+    expect(admissions).toEqual(['probe', 'probe', 'rejected', 'rejected', 'probe', 'rejected']);
+  });
+
+  test('if no probe has started a second after a connection was established, waits for one again', () => {
     const { breaker, failToConnect } = circuit();
     failToConnect(16, 0);
     breaker.connected(100);
-    const admissions = [5000, 5999, 6000, 6998, 6999, 7000].map((nowMs) => breaker.admit(nowMs));
-    expect(admissions).toEqual(['probe', 'probe', 'rejected', 'rejected', 'probe', 'rejected']);
+    expect([breaker.admit(1100), breaker.state]).toEqual(['check', 'open']);
+    breaker.connected(1101);
+    expect(breaker.admit(1101)).toBe('probe');
   });
 
   test('if the first probe after that fails with a connection, admits one after a second', () => {

@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { NextHop, warmUp } from 'next-hop';
 
-// By then, V8 has optimized the code, including what it deoptimized because of warmUp.
+// After this many requests, V8 has also optimized the code again that it deoptimized because of `warmUp`.
 const OPTIMIZING_REQUESTS = 5000;
 const FAILING_REQUESTS = 10;
 const [, program, mode] = process.argv;
