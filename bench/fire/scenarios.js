@@ -161,8 +161,9 @@ const kill = (name) => stack.docker('kill', '--signal', 'KILL', name);
 
 /**
  * Starts the caller with `count` healthy replicas of api2, sends it requests so that V8 optimizes its code, and then
- * waits until no request fails and steal is low (`settle`). Resolves to the names of the replicas. The one that got the most requests comes first:
- * a client that keeps using one connection would otherwise not notice that another replica fails.
+ * waits until no request fails and steal is low (`settle`). Resolves to the names of the replicas. The one that got the
+ * most requests comes first: a client that keeps using one connection would otherwise not notice that another replica
+ * fails.
  */
 async function prepare(client, count, { countsSends = false } = {}) {
   await stack.withReplicas(count);
@@ -177,7 +178,8 @@ async function prepare(client, count, { countsSends = false } = {}) {
 
 /**
  * Sends loads of one second until, in one of them, the last 50 requests succeed and steal is low. In load number
- * `MAX_LOADS`, high steal is accepted, and failed requests are an error. Resolves to the start of the last load, in milliseconds since 1970.
+ * `MAX_LOADS`, high steal is accepted, and failed requests are an error. Resolves to the start of the last load, in
+ * milliseconds since 1970.
  */
 async function settle() {
   for (let loads = 1; ; loads++) {

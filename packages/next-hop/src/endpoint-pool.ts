@@ -53,11 +53,11 @@ export class EndpointPool {
   }
 
   /**
-   * Chooses the endpoint for the next attempt: the one with the fewest requests in flight. Ties go to the one that responded
-   * most recently. If the tied endpoints have no requests in flight, they are used round-robin, or at random if `avoid` is not
-   * empty. Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if
-   * all others are ejected or also in `avoid`; the one that was added first is preferred. Returns undefined while no
-   * address is known.
+   * Chooses the endpoint for the next attempt: the one with the fewest requests in flight. Ties go to the one that
+   * responded most recently. If the tied endpoints have no requests in flight, they are used round-robin, or at random if
+   * `avoid` is not empty. Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if all
+   * others are ejected or also in `avoid`; the one that was added first is preferred. Returns undefined while no address
+   * is known.
    */
   choose(avoid: readonly Endpoint[] = NONE): Endpoint | undefined {
     const { endpoints } = this;

@@ -64,8 +64,8 @@ describe('the choice of an endpoint', () => {
     const pool = await poolOf('127.0.0.1', '127.0.0.2', '127.0.0.3');
     const endpoints = [pool.choose(), pool.choose(), pool.choose()] as Endpoint[];
     for (const endpoint of endpoints) endpoint.inFlight = 1;
-    for (const [i, last] of endpoints.entries()) {
-      last.succeeded(i + 1);
+    for (const [index, last] of endpoints.entries()) {
+      last.succeeded(index + 1);
       for (let i = 0; i < 4; i++) expect(pool.choose()).toBe(last);
     }
     await pool.close();
