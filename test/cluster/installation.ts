@@ -17,6 +17,7 @@ const NODE = '/nodejs/bin/node';
 const KEPT_PER_SECOND = 300;
 const NEW_PER_SECOND = 50;
 const POSTS_PER_SECOND = 50;
+const MAX_PRINTED_FAILURES = 5;
 
 export interface Pod {
   name: string;
@@ -172,7 +173,7 @@ export class Installation {
 
   /**
    * Runs `disturb` under load: GET requests over kept connections (to `path`) and over new ones, and POSTs of books if
-   * they have a prefix. Prints a summary, and resolves to the loads in this order.
+   * they have a prefix. Prints a summary and the first failures, and resolves to the loads in this order.
    */
   async underLoad(
     title: string,
@@ -191,10 +192,14 @@ export class Installation {
       await sleep(1000);
     } finally {
       summaries = await Promise.all(loads.map((name) => this.load.stop(name)));
-      for (const [i, { sent, failed, slowestMs }] of summaries.entries())
+      for (const [i, summary] of summaries.entries()) {
+        const { sent, failed, slowestMs } = summary;
         process.stdout.write(
           `${title}: ${loads[i]}: sent ${sent}, failed ${failed}, slowest ${slowestMs} ms\n`,
         );
+        for (const failure of failuresOf([summary]).slice(0, MAX_PRINTED_FAILURES))
+          process.stdout.write(`  ${JSON.stringify(failure)}\n`);
+      }
     }
     return summaries;
   }
