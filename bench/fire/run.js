@@ -1,6 +1,6 @@
 // npm run bench:fire: compares next-hop with other clients while api2 fails, in about 22 minutes, or more if the host
 // withholds CPU time, because measurements are then repeated.
-// ROUNDS=4 npm run bench:fire: the same four times, with totals and medians. FIRE.md is from such a run.
+// ROUNDS=3 npm run bench:fire: the same three times, with totals and medians. FIRE.md is from such a run.
 // To repeat some cells: CLIENTS=fetch,next-hop SCENARIOS=frozen npm run bench:fire. The report is then only printed.
 import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
@@ -268,12 +268,12 @@ async function readVersions() {
 
 function roundsText() {
   if (rounds === 1) return 'Each cell is one measurement, and the best figures are in bold.';
-  return `Each cell was measured ${rounds} times, in ${rounds} rounds. In each round, the scenarios are measured one after the other, each with all clients, and the first client is a different one. "Sent", "failed", "sent twice", "stored twice" and "acknowledged and missing" are totals; every other figure is the median, and the range of "slowest" follows in parentheses. The best figures are in bold.${testText()}`;
+  return `Each cell was measured ${rounds} times, in ${rounds} rounds. Each round measures the scenarios one after the other, each with all clients, and starts with a different client. "Sent", "failed", "sent twice", "stored twice" and "acknowledged and missing" are totals; every other figure is the median, and the range of "slowest" follows in parentheses. The best figures are in bold.${testText()}`;
 }
 
 function testText() {
   if (rounds < MIN_ROUNDS_FOR_TEST) return '';
-  return ` In the column "slowest", † marks a client that is not the best, but is not significantly slower than the best one (exact one-sided rank-sum test, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons; if several clients are equally good, † marks one that is not significantly slower than any of them). The other columns were not tested. With so few measurements, a difference is significant only if the ranges hardly overlap, so † does not mean that two clients are equally fast.`;
+  return ` In the column "slowest", † marks a client that is not the best, but is not significantly slower than the best one (exact one-sided rank-sum test, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons; if several clients are equally good, † marks one that is not significantly slower than any of them). The other columns were not tested. With so few measurements, a difference is significant only if the ranges hardly overlap or not at all, so † does not mean that two clients are equally fast.`;
 }
 
 function failedMeasurementsText() {
@@ -289,13 +289,13 @@ function stealText() {
   );
   if (steals.includes(undefined)) return 'This system does not report steal.';
   const tooHigh = steals.filter((steal) => steal > MAX_STEAL).length;
-  return `Steal is the time in which the hypervisor did not run a virtual CPU that was ready to run, as a share of the time of all virtual CPUs. A measurement with more than ${percent(MAX_STEAL)} steal was repeated, up to ${MAX_MEASUREMENTS - 1} times, and the one with the lowest steal is reported, whatever its other figures. Steal exceeded ${percent(MAX_STEAL)} in ${tooHigh} of the ${steals.length} reported measurements; the median is ${decimalPercent(median(steals))}, the maximum ${decimalPercent(Math.max(...steals))}. Even with less, the host may have paused the machine once for several hundred milliseconds, so a single slow request may be due to the host. ${repeatsText()}`;
+  return `Steal is the time in which the hypervisor did not run a virtual CPU that was ready to run, as a share of the time of all virtual CPUs. A measurement with more than ${percent(MAX_STEAL)} steal was repeated, up to ${MAX_MEASUREMENTS - 1} times, and the one with the lowest steal is reported, whatever its other figures. Steal exceeded ${percent(MAX_STEAL)} in ${tooHigh} of the ${steals.length} reported measurements; the median is ${decimalPercent(median(steals))}, the maximum ${decimalPercent(Math.max(...steals))}. Even with less steal, the host may have paused the machine once for several hundred milliseconds, so a single slow request may be due to the host. ${repeatsText()}`;
 }
 
 function repeatsText() {
   const repeats = clients.filter((client) => stealRepeats[client].length > 0).map(repeatsOf);
   if (repeats.length === 0) return 'No measurement was repeated because of steal.';
-  return `These measurements were replaced by one with less steal (in parentheses: the slowest request of each, as a range in milliseconds, and the total number of failed requests): ${repeats.join('; ')}. The tables include their wrong results, but not their other figures.`;
+  return `Each of these measurements was replaced by one with less steal (in parentheses: the slowest request of each, as a range in milliseconds, and the total number of failed requests): ${repeats.join('; ')}. The tables include the wrong results of \`POST\` of these measurements, but not their other figures.`;
 }
 
 function repeatsOf(client) {
@@ -310,7 +310,7 @@ function report(versions) {
 
 ${new Date().toISOString().slice(0, 10)}, ${cpus()[0].model.trim()}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GiB. ${versions}, next-hop at commit ${commit}. All figures are from one run of \`ROUNDS=${requestedRounds} npm run bench:fire\`${interruptedText()}.
 
-A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; a load generator on the host sends 200 requests per second without waiting for responses. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has already optimized the code for them, and then 200 requests per second for one to ten seconds, until the last 50 requests of a second succeed and steal is at most 5 %. After ten seconds, higher steal is accepted. There is no such warm-up for \`POST\`. next-hop also calls its function \`warmUp\` at the start; the other clients have none. Where one of three replicas fails, it is the one that received the most requests just before: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
+A small service, the caller, sends a request to api2 for each request that it gets. It is the same for all clients, except that HAProxy runs next to it as a sidecar. The caller and three replicas of api2 are containers of one Docker network; a load generator on the host sends 200 requests per second without waiting for responses. Each scenario starts with a new caller. Before the measurement, the caller gets 1000 \`GET\` requests, two at a time, so that V8 has already optimized the code for them, and then 200 requests per second for one to ten seconds, until the last 50 requests of a second succeed and steal is at most 5 %. After ten seconds, higher steal is accepted. Before the scenario with \`POST\`, these are \`GET\` requests, too. next-hop also calls its function \`warmUp\` at the start; the other clients have no such function. Where one of three replicas fails, it is the one that received the most requests just before: a client that keeps using one connection would otherwise notice nothing in two of three runs. Where the requests are balanced, this makes no difference.
 
 A request failed if it had no complete 2xx response within the deadline of 2 s (plus a margin of 0.1 s). The timeout per attempt, for clients that have one, is 650 ms, with two retries, so that three attempts fit into the deadline. [clients/](fire/clients) and [haproxy.cfg](fire/haproxy.cfg) show all settings and link the documentation that they follow. The column "requests to api2" is the number of requests that api2 completed, according to its log, for each request of the load (requests that a killed replica had not yet logged are not counted). Times are in milliseconds, measured by the load generator.
 

@@ -173,7 +173,8 @@ export class Installation {
 
   /**
    * Runs `disturb` under load: GET requests over kept connections (to `path`) and over new ones, and POSTs of books if
-   * they have a prefix. Prints a summary and the first failures, and resolves to the loads in this order.
+   * they have a prefix. Prints a summary and the first failures of each load, and resolves to the summaries in this
+   * order.
    */
   async underLoad(
     title: string,
