@@ -5,6 +5,7 @@ const FAILURES_BEFORE_EJECTION = 5;
 const OUTCOMES_MASK = 2 ** 20 - 1;
 const FIRST_EJECTION_MS = 1000;
 const MAX_EJECTION_MS = 30_000;
+const PAUSE_MS = 100;
 
 /**
  * One address of a next hop: its connections, and whether it is ejected. It is ejected immediately when a
@@ -30,6 +31,7 @@ export class Endpoint {
   private outcomes = 0;
   private ejectionMs = FIRST_EJECTION_MS;
   private probeAtMs = 0;
+  private pausedUntilMs = 0;
 
   constructor(
     readonly address: string,
@@ -63,9 +65,27 @@ export class Endpoint {
     return nowMs >= this.probeAtMs && (this.isEjected || this.warnings >= WARNINGS_BEFORE_PROBE);
   }
 
+  /** Whether it gets no requests for now, because a probe is about to show whether it still responds. */
+  get isPaused() {
+    return this.isBeingProbed && performance.now() < this.pausedUntilMs;
+  }
+
+  private get isBeingProbed() {
+    return this.probeAtMs === Number.POSITIVE_INFINITY;
+  }
+
   /** Prevents other probes until this one has ended. */
   startProbe() {
     this.probeAtMs = Number.POSITIVE_INFINITY;
+    this.pauseIfProbed();
+  }
+
+  /**
+   * Pauses it for 100 ms if it is being probed. Called when it is chosen for a request. Ten requests per second are few,
+   * but enough to show that only the probe is slow.
+   */
+  pauseIfProbed() {
+    if (this.isBeingProbed) this.pausedUntilMs = performance.now() + PAUSE_MS;
   }
 
   /** Whether five of the last 20 requests failed. */
@@ -109,7 +129,7 @@ export class Endpoint {
   }
 
   probeFailed(nowMs: number) {
-    const wasEjectedMeanwhile = this.isEjected && this.probeAtMs !== Number.POSITIVE_INFINITY;
+    const wasEjectedMeanwhile = this.isEjected && !this.isBeingProbed;
     if (wasEjectedMeanwhile) return;
     // If other requests had a response in the meantime, only the probe was slow.
     if (this.isEjected || this.warnings > 0) this.startEjection(nowMs);

@@ -102,9 +102,13 @@ describe('several addresses', () => {
     const hop = clientOf(`http://hop.test:${healthy?.port}`, {
       lookup: addressesOf(['127.0.0.1', '127.0.0.2']),
     });
+    const endMs = performance.now() + 1000;
     const results = [];
-    for (let i = 0; i < 12; i++) results.push(await measure(hop));
-    expect(results.map(({ outcome }) => outcome)).toEqual(new Array(12).fill('127.0.0.1'));
+    while (performance.now() < endMs) {
+      results.push(await measure(hop));
+      await sleep(10);
+    }
+    expect(results.map(({ outcome }) => outcome)).toEqual(results.map(() => '127.0.0.1'));
     const slow = results.filter(({ ms }) => ms > 200);
     expect(slow).toHaveLength(2);
     for (const { ms } of slow) expect(ms).toBeLessThan(450);

@@ -72,6 +72,53 @@ describe('the choice of an endpoint', () => {
   });
 });
 
+describe('a suspect endpoint whose probe is in flight', () => {
+  const suspectOf = async () => {
+    const pool = await poolOf('127.0.0.1', '127.0.0.2', '127.0.0.3');
+    const [suspect, ...others] = [pool.choose(), pool.choose(), pool.choose()] as [
+      Endpoint,
+      Endpoint,
+      Endpoint,
+    ];
+    suspect.startProbe();
+    return { pool, suspect, others };
+  };
+
+  test('gets one request every 100 ms', async () => {
+    const { pool, suspect } = await suspectOf();
+    const now = jest.spyOn(performance, 'now');
+    const startMs = performance.now();
+    const chosenAt = (ms: number) => {
+      now.mockReturnValue(startMs + ms);
+      return Array.from({ length: 6 }, () => pool.choose()).filter((chosen) => chosen === suspect).length;
+    };
+    expect([50, 150, 200, 300].map(chosenAt)).toEqual([0, 1, 0, 1]);
+    now.mockRestore();
+    await pool.close();
+  });
+
+  test('gets its share again after a response', async () => {
+    const { pool, suspect } = await suspectOf();
+    suspect.succeeded(0);
+    expect(
+      Array.from({ length: 6 }, () => pool.choose()).filter((chosen) => chosen === suspect),
+    ).toHaveLength(2);
+    await pool.close();
+  });
+
+  test('is preferred to endpoints to avoid, and to busy and ejected ones', async () => {
+    const { pool, suspect, others } = await suspectOf();
+    expect(pool.choose(others)).toBe(suspect);
+    for (const other of others) other.inFlight = other.maxConnections;
+    expect(pool.choose()).toBe(suspect);
+    for (const other of others) other.inFlight = 0;
+    expect(pool.choose()).not.toBe(suspect);
+    for (const other of others) other.eject(performance.now());
+    expect(pool.choose()).toBe(suspect);
+    await pool.close();
+  });
+});
+
 describe('ejection', () => {
   const createEndpoint = () => new Endpoint('127.0.0.1', 8, () => new MockAgent());
 
