@@ -72,7 +72,7 @@ export class Attempt implements Dispatcher.DispatchHandler, AttemptInfo {
 
   send() {
     const { exchange, endpoint, usesNewConnection } = this;
-    endpoint.inFlight++;
+    endpoint.requestStarted();
     const added = exchange.hop.observer.attemptStarted?.(this, exchange);
     const request = added === undefined ? exchange.request : withHeaders(exchange.request, added);
     try {

@@ -12,8 +12,9 @@ const LOOKUP_TIMEOUT_MS = 1000;
 const NONE: readonly Endpoint[] = [];
 // Higher than the rank of any endpoint that is only in `avoid`.
 const EJECTED_RANK = 100;
+// A throttled endpoint ranks like a busy one: a request that may be slow is better than one that waits for a connection.
 // Lower than the rank of any endpoint in `avoid`.
-const PAUSED_OR_BUSY_RANK = 0.5;
+const THROTTLED_OR_BUSY_RANK = 0.5;
 
 export interface EndpointPoolOptions {
   hostname: string;
@@ -58,8 +59,8 @@ export class EndpointPool {
    * Chooses the endpoint for the next attempt: the one with the fewest requests in flight. Ties go to the one that
    * responded most recently. If the tied endpoints have no requests in flight, they are used round-robin, or at random if
    * `avoid` is not empty. Ejected endpoints are used only if all are ejected. Endpoints in `avoid` are used only if all
-   * others are ejected or also in `avoid`; the one that was added first is preferred. Paused endpoints are used
-   * only if all others are ejected, in `avoid`, paused or busy. Returns undefined while no address is known.
+   * others are ejected or also in `avoid`; the one that was added first is preferred. Throttled endpoints
+   * are used only if all others are ejected, in `avoid`, busy or throttled. Returns undefined while no address is known.
    */
   choose(avoid: readonly Endpoint[] = NONE): Endpoint | undefined {
     const { endpoints } = this;
@@ -72,7 +73,6 @@ export class EndpointPool {
     }
     // Continue after the chosen endpoint. Otherwise, the endpoint after an ejected one would get the share of both.
     if (isFirstAttempt) this.lastChosen = best;
-    endpoints[best]?.pauseIfProbed();
     return endpoints[best];
   }
 
@@ -265,5 +265,5 @@ function rankOf(endpoint: Endpoint, avoid: readonly Endpoint[]) {
   const avoidedRank =
     avoid.length === 0 ? 0 : avoid.findLastIndex(({ address }) => address === endpoint.address) + 1;
   if (endpoint.isEjected) return avoidedRank + EJECTED_RANK;
-  return avoidedRank + (endpoint.isBusy || endpoint.isPaused ? PAUSED_OR_BUSY_RANK : 0);
+  return avoidedRank + (endpoint.isBusy || endpoint.isThrottled ? THROTTLED_OR_BUSY_RANK : 0);
 }

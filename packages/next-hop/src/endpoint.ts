@@ -5,14 +5,14 @@ const FAILURES_BEFORE_EJECTION = 5;
 const OUTCOMES_MASK = 2 ** 20 - 1;
 const FIRST_EJECTION_MS = 1000;
 const MAX_EJECTION_MS = 30_000;
-const PAUSE_MS = 100;
+const MAX_REQUESTS_DURING_PROBE = 5;
 
 /**
  * One address of a next hop: its connections, and whether it is ejected. It is ejected immediately when a
  * connection attempt fails, when a probe fails after two warnings in a row (a slow response, a hedge that is faster,
- * or a closed idle connection), and after five other failures or responses with 502, 503 or 504 in a row. A successful
- * probe or request readmits it. Each ejection and each failed probe doubles the delay of the next probe, until a request
- * other than a probe succeeds.
+ * or a closed idle connection), and after five other failures or responses with 502, 503 or 504 in a row. While it is
+ * probed because of warnings, it gets few requests. A successful probe or request readmits it. Each ejection and each
+ * failed probe doubles the delay of the next probe, until a request other than a probe succeeds.
  */
 export class Endpoint {
   /** Keep-alive connections. */
@@ -31,7 +31,8 @@ export class Endpoint {
   private outcomes = 0;
   private ejectionMs = FIRST_EJECTION_MS;
   private probeAtMs = 0;
-  private pausedUntilMs = 0;
+  private throttleMs = 0;
+  private throttledUntilMs = 0;
 
   constructor(
     readonly address: string,
@@ -65,27 +66,33 @@ export class Endpoint {
     return nowMs >= this.probeAtMs && (this.isEjected || this.warnings >= WARNINGS_BEFORE_PROBE);
   }
 
-  /** Whether it gets no requests for now, because a probe is about to show whether it still responds. */
-  get isPaused() {
-    return this.isBeingProbed && performance.now() < this.pausedUntilMs;
+  /** Whether other endpoints are preferred, because its probe is in flight and it got a request shortly before. */
+  get isThrottled() {
+    return this.isBeingProbed && performance.now() < this.throttledUntilMs;
   }
 
   private get isBeingProbed() {
     return this.probeAtMs === Number.POSITIVE_INFINITY;
   }
 
-  /** Prevents other probes until this one has ended. */
-  startProbe() {
+  /**
+   * Prevents other probes until this one has ended, within `timeoutMs`. In each fifth of that time, one request may still
+   * be sent to the endpoint: its response can show that only the probe is slow.
+   */
+  startProbe(timeoutMs: number) {
     this.probeAtMs = Number.POSITIVE_INFINITY;
-    this.pauseIfProbed();
+    this.throttleMs = timeoutMs / MAX_REQUESTS_DURING_PROBE;
+    this.throttle();
   }
 
-  /**
-   * Pauses it for 100 ms if it is being probed. Called when it is chosen for a request. Ten requests per second are few,
-   * but enough to show that only the probe is slow.
-   */
-  pauseIfProbed() {
-    if (this.isBeingProbed) this.pausedUntilMs = performance.now() + PAUSE_MS;
+  /** Called when a request is sent to it. */
+  requestStarted() {
+    this.inFlight++;
+    if (this.isBeingProbed) this.throttle();
+  }
+
+  private throttle() {
+    this.throttledUntilMs = performance.now() + this.throttleMs;
   }
 
   /** Whether five of the last 20 requests failed. */

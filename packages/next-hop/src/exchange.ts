@@ -436,13 +436,13 @@ export class Exchange implements AttemptOwner, Dispatcher.DispatchController, Ex
   private sendProbe() {
     const endpoint = this.hop.endpoints.dueForProbe(this.startedMs);
     if (endpoint === undefined || !this.hop.budget.withdrawProbe(this.startedMs)) return;
-    endpoint.startProbe();
-    this.hop.observer.probeStarted?.(endpoint.address);
-    const { isRepeatable, request, origin, path } = this;
-    const probe = isRepeatable ? { ...request, origin } : { origin, path, method: 'HEAD' as const };
     // An ejected endpoint may be healthy, but slower than a quarter of the deadline.
     const deadlineMs = Math.min(this.timeoutMs, this.hop.timeoutMs);
     const timeoutMs = endpoint.isEjected ? deadlineMs : deadlineMs / 4;
+    endpoint.startProbe(timeoutMs);
+    this.hop.observer.probeStarted?.(endpoint.address);
+    const { isRepeatable, request, origin, path } = this;
+    const probe = isRepeatable ? { ...request, origin } : { origin, path, method: 'HEAD' as const };
     new Probe(timeoutMs, this.hop.hasFactory, (status) => {
       if (isUsable(status)) endpoint.probeSucceeded();
       else endpoint.probeFailed(performance.now());

@@ -33,6 +33,17 @@ async function measure(hop: NextHop) {
 
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
+/** Sends GETs for `ms` milliseconds, one after the other, each 10 ms after the previous response. */
+async function measureFor(ms: number, hop: NextHop) {
+  const endMs = performance.now() + ms;
+  const results = [];
+  while (performance.now() < endMs) {
+    results.push(await measure(hop));
+    await sleep(10);
+  }
+  return results;
+}
+
 /** Blocks the event loop, as a busy process would. */
 const block = (ms: number) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
 
@@ -95,22 +106,18 @@ describe('several addresses', () => {
     expect(await countOutcomes(hop, 4)).toEqual({ '127.0.0.1': 2, '127.0.0.2': 2 });
   });
 
-  test('a hanging address delays requests by a quarter of the deadline until it is ejected', async () => {
+  test('a hanging address delays at most two requests by a quarter of the deadline before it is ejected', async () => {
     const [healthy] = await replicas('127.0.0.1');
     const frozen = await httpUpstream(() => {}, '127.0.0.2', healthy?.port);
     cleanups.push(() => frozen.close());
     const hop = clientOf(`http://hop.test:${healthy?.port}`, {
       lookup: addressesOf(['127.0.0.1', '127.0.0.2']),
     });
-    const endMs = performance.now() + 1000;
-    const results = [];
-    while (performance.now() < endMs) {
-      results.push(await measure(hop));
-      await sleep(10);
-    }
+    const results = await measureFor(1000, hop);
     expect(results.map(({ outcome }) => outcome)).toEqual(results.map(() => '127.0.0.1'));
     const slow = results.filter(({ ms }) => ms > 200);
-    expect(slow).toHaveLength(2);
+    expect(slow.length).toBeGreaterThan(0);
+    expect(slow.length).toBeLessThanOrEqual(2);
     for (const { ms } of slow) expect(ms).toBeLessThan(450);
   });
 
@@ -123,12 +130,7 @@ describe('several addresses', () => {
     const hop = clientOf(`http://hop.test:${healthy?.port}`, { lookup: addressesOf(hosts) });
     for (let i = 0; i < 100; i++) await measure(hop);
     isFrozen = true;
-    const endMs = performance.now() + 800;
-    const results = [];
-    while (performance.now() < endMs) {
-      results.push(await measure(hop));
-      await sleep(10);
-    }
+    const results = await measureFor(800, hop);
     expect(results.map(({ outcome }) => outcome)).toEqual(results.map(() => '127.0.0.1'));
     expect(Math.max(...results.map(({ ms }) => ms))).toBeLessThan(240);
     const requests = frozen.requests();

@@ -72,49 +72,79 @@ describe('the choice of an endpoint', () => {
   });
 });
 
-describe('a suspect endpoint whose probe is in flight', () => {
-  const suspectOf = async () => {
+describe('an endpoint that is being probed', () => {
+  const poolWithProbedEndpoint = async (timeoutMs: number) => {
     const pool = await poolOf('127.0.0.1', '127.0.0.2', '127.0.0.3');
-    const [suspect, ...others] = [pool.choose(), pool.choose(), pool.choose()] as [
+    const [probed, ...others] = [pool.choose(), pool.choose(), pool.choose()] as [
       Endpoint,
       Endpoint,
       Endpoint,
     ];
-    suspect.startProbe();
-    return { pool, suspect, others };
+    probed.startProbe(timeoutMs);
+    /** The number of requests, out of six, that the probed endpoint gets. */
+    const requests = () => {
+      const chosen = Array.from({ length: 6 }, () => {
+        const endpoint = pool.choose();
+        endpoint?.requestStarted();
+        if (endpoint) endpoint.inFlight--;
+        return endpoint;
+      });
+      return chosen.filter((endpoint) => endpoint === probed).length;
+    };
+    return { pool, probed, others, requests };
   };
 
-  test('gets one request every 100 ms', async () => {
-    const { pool, suspect } = await suspectOf();
-    const now = jest.spyOn(performance, 'now');
-    const startMs = performance.now();
-    const chosenAt = (ms: number) => {
-      now.mockReturnValue(startMs + ms);
-      return Array.from({ length: 6 }, () => pool.choose()).filter((chosen) => chosen === suspect).length;
-    };
-    expect([50, 150, 200, 300].map(chosenAt)).toEqual([0, 1, 0, 1]);
-    now.mockRestore();
+  afterEach(() => jest.restoreAllMocks());
+
+  test.each([500, 50])(
+    'gets at most one request in each fifth of %i ms, which is the timeout of the probe',
+    async (timeoutMs) => {
+      const startedMs = performance.now();
+      const now = jest.spyOn(performance, 'now').mockReturnValue(startedMs);
+      const { pool, requests } = await poolWithProbedEndpoint(timeoutMs);
+      const requestsAfter = (fifths: number) => {
+        now.mockReturnValue(startedMs + (fifths * timeoutMs) / 5);
+        return requests();
+      };
+      expect([0.5, 1.5, 2, 3].map(requestsAfter)).toEqual([0, 1, 0, 1]);
+      await pool.close();
+    },
+  );
+
+  test('gets its share again after a request succeeds', async () => {
+    const { pool, probed, requests } = await poolWithProbedEndpoint(5000);
+    expect(requests()).toBe(0);
+    probed.succeeded(0);
+    expect(requests()).toBe(2);
     await pool.close();
   });
 
-  test('gets its share again after a response', async () => {
-    const { pool, suspect } = await suspectOf();
-    suspect.succeeded(0);
-    expect(
-      Array.from({ length: 6 }, () => pool.choose()).filter((chosen) => chosen === suspect),
-    ).toHaveLength(2);
+  test('is preferred to endpoints in `avoid`', async () => {
+    const { pool, probed, others } = await poolWithProbedEndpoint(5000);
+    expect(pool.choose(others)).toBe(probed);
     await pool.close();
   });
 
-  test('is preferred to endpoints to avoid, and to busy and ejected ones', async () => {
-    const { pool, suspect, others } = await suspectOf();
-    expect(pool.choose(others)).toBe(suspect);
+  test('is used if all others are busy', async () => {
+    const { pool, probed, others } = await poolWithProbedEndpoint(5000);
+    for (const other of others) other.inFlight = other.maxConnections - 1;
+    expect(pool.choose()).not.toBe(probed);
     for (const other of others) other.inFlight = other.maxConnections;
-    expect(pool.choose()).toBe(suspect);
-    for (const other of others) other.inFlight = 0;
-    expect(pool.choose()).not.toBe(suspect);
+    expect(pool.choose()).toBe(probed);
+    await pool.close();
+  });
+
+  test('is used if all others are ejected', async () => {
+    const { pool, probed, others } = await poolWithProbedEndpoint(5000);
     for (const other of others) other.eject(performance.now());
-    expect(pool.choose()).toBe(suspect);
+    expect(pool.choose()).toBe(probed);
+    await pool.close();
+  });
+
+  test('gets its share if all others are being probed, too', async () => {
+    const { pool, others, requests } = await poolWithProbedEndpoint(5000);
+    for (const other of others) other.startProbe(5000);
+    expect(requests()).toBe(2);
     await pool.close();
   });
 });
@@ -140,14 +170,14 @@ describe('ejection', () => {
     expect(endpoint.isDueForProbe(0)).toBe(false);
     endpoint.suspect();
     expect(endpoint.isDueForProbe(0)).toBe(true);
-    endpoint.startProbe();
+    endpoint.startProbe(500);
     expect(endpoint.isDueForProbe(0)).toBe(false);
     endpoint.succeeded(0);
     endpoint.probeFailed(0);
     expect(endpoint.isEjected).toBe(false);
     endpoint.suspect();
     endpoint.suspect();
-    endpoint.startProbe();
+    endpoint.startProbe(500);
     endpoint.probeFailed(0);
     expect(endpoint.isEjected).toBe(true);
   });
@@ -162,7 +192,7 @@ describe('ejection', () => {
       endpoint.eject(ejectedAtMs);
       expect(endpoint.isDueForProbe(ejectedAtMs + lastsMs - 1)).toBe(false);
       expect(endpoint.isDueForProbe(ejectedAtMs + lastsMs)).toBe(true);
-      endpoint.startProbe();
+      endpoint.startProbe(500);
       endpoint.probeSucceeded();
       expect(endpoint.isEjected).toBe(false);
     }
@@ -188,7 +218,7 @@ describe('ejection', () => {
   test('is not extended by failures during a probe', () => {
     const endpoint = createEndpoint();
     endpoint.eject(0);
-    endpoint.startProbe();
+    endpoint.startProbe(500);
     for (let i = 0; i < 10; i++) endpoint.failed(1500);
     expect(endpoint.isDueForProbe(5000)).toBe(false);
     endpoint.probeFailed(2000);
@@ -227,7 +257,7 @@ describe('ejection', () => {
       const sinceMs = nowMs;
       while (!endpoint.isDueForProbe(nowMs)) nowMs += 500;
       durationsMs.push(nowMs - sinceMs);
-      endpoint.startProbe();
+      endpoint.startProbe(500);
       endpoint.probeFailed(nowMs);
     }
     expect(durationsMs).toEqual([1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
