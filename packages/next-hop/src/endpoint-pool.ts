@@ -12,8 +12,8 @@ const LOOKUP_TIMEOUT_MS = 1000;
 const NONE: readonly Endpoint[] = [];
 // Higher than the rank of any endpoint that is only in `avoid`.
 const EJECTED_RANK = 100;
-// A throttled endpoint ranks like a busy one: a request that may be slow is better than one that waits for a connection.
-// Lower than the rank of any endpoint in `avoid`.
+// A throttled endpoint has the same rank as a busy one, so the one with fewer requests in flight is chosen: a response
+// that may be slow is better than waiting for a connection. This rank is lower than that of any endpoint in `avoid`.
 const THROTTLED_OR_BUSY_RANK = 0.5;
 
 export interface EndpointPoolOptions {

@@ -5,7 +5,7 @@ const FAILURES_BEFORE_EJECTION = 5;
 const OUTCOMES_MASK = 2 ** 20 - 1;
 const FIRST_EJECTION_MS = 1000;
 const MAX_EJECTION_MS = 30_000;
-const MAX_REQUESTS_DURING_PROBE = 5;
+const THROTTLE_INTERVALS_PER_PROBE = 5;
 
 /**
  * One address of a next hop: its connections, and whether it is ejected. It is ejected immediately when a
@@ -31,7 +31,7 @@ export class Endpoint {
   private outcomes = 0;
   private ejectionMs = FIRST_EJECTION_MS;
   private probeAtMs = 0;
-  private throttleMs = 0;
+  private throttleIntervalMs = 0;
   private throttledUntilMs = 0;
 
   constructor(
@@ -66,7 +66,7 @@ export class Endpoint {
     return nowMs >= this.probeAtMs && (this.isEjected || this.warnings >= WARNINGS_BEFORE_PROBE);
   }
 
-  /** Whether other endpoints are preferred, because its probe is in flight and it got a request shortly before. */
+  /** Whether other endpoints are preferred because its probe, or a request during that probe, started shortly before. */
   get isThrottled() {
     return this.isBeingProbed && performance.now() < this.throttledUntilMs;
   }
@@ -76,12 +76,13 @@ export class Endpoint {
   }
 
   /**
-   * Prevents other probes until this one has ended, within `timeoutMs`. In each fifth of that time, one request may still
-   * be sent to the endpoint: its response can show that only the probe is slow.
+   * Prevents other probes until this one ends, and throttles the endpoint: other endpoints are preferred for a fifth of
+   * `timeoutMs`, and again after each request that is sent to it. The response to such a request can show that only the
+   * probe is slow.
    */
   startProbe(timeoutMs: number) {
     this.probeAtMs = Number.POSITIVE_INFINITY;
-    this.throttleMs = timeoutMs / MAX_REQUESTS_DURING_PROBE;
+    this.throttleIntervalMs = timeoutMs / THROTTLE_INTERVALS_PER_PROBE;
     this.throttle();
   }
 
@@ -92,7 +93,7 @@ export class Endpoint {
   }
 
   private throttle() {
-    this.throttledUntilMs = performance.now() + this.throttleMs;
+    this.throttledUntilMs = performance.now() + this.throttleIntervalMs;
   }
 
   /** Whether five of the last 20 requests failed. */

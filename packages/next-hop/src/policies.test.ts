@@ -81,8 +81,8 @@ describe('an endpoint that is being probed', () => {
       Endpoint,
     ];
     probed.startProbe(timeoutMs);
-    /** The number of requests, out of six, that the probed endpoint gets. */
-    const requests = () => {
+    /** Sends six requests and returns how many of them go to the probed endpoint. */
+    const sendSixRequests = () => {
       const chosen = Array.from({ length: 6 }, () => {
         const endpoint = pool.choose();
         endpoint?.requestStarted();
@@ -91,20 +91,20 @@ describe('an endpoint that is being probed', () => {
       });
       return chosen.filter((endpoint) => endpoint === probed).length;
     };
-    return { pool, probed, others, requests };
+    return { pool, probed, others, sendSixRequests };
   };
 
   afterEach(() => jest.restoreAllMocks());
 
   test.each([500, 50])(
-    'gets at most one request in each fifth of %i ms, which is the timeout of the probe',
+    'with a probe timeout of %i ms, gets no request in the first fifth, then at most one per fifth',
     async (timeoutMs) => {
       const startedMs = performance.now();
       const now = jest.spyOn(performance, 'now').mockReturnValue(startedMs);
-      const { pool, requests } = await poolWithProbedEndpoint(timeoutMs);
+      const { pool, sendSixRequests } = await poolWithProbedEndpoint(timeoutMs);
       const requestsAfter = (fifths: number) => {
         now.mockReturnValue(startedMs + (fifths * timeoutMs) / 5);
-        return requests();
+        return sendSixRequests();
       };
       expect([0.5, 1.5, 2, 3].map(requestsAfter)).toEqual([0, 1, 0, 1]);
       await pool.close();
@@ -112,10 +112,10 @@ describe('an endpoint that is being probed', () => {
   );
 
   test('gets its share again after a request succeeds', async () => {
-    const { pool, probed, requests } = await poolWithProbedEndpoint(5000);
-    expect(requests()).toBe(0);
+    const { pool, probed, sendSixRequests } = await poolWithProbedEndpoint(5000);
+    expect(sendSixRequests()).toBe(0);
     probed.succeeded(0);
-    expect(requests()).toBe(2);
+    expect(sendSixRequests()).toBe(2);
     await pool.close();
   });
 
@@ -142,9 +142,9 @@ describe('an endpoint that is being probed', () => {
   });
 
   test('gets its share if all others are being probed, too', async () => {
-    const { pool, others, requests } = await poolWithProbedEndpoint(5000);
+    const { pool, others, sendSixRequests } = await poolWithProbedEndpoint(5000);
     for (const other of others) other.startProbe(5000);
-    expect(requests()).toBe(2);
+    expect(sendSixRequests()).toBe(2);
     await pool.close();
   });
 });
