@@ -23,7 +23,7 @@ export interface Service {
 
 // On Ctrl-C, the terminal and a process manager may each send a signal. They count as one.
 const SAME_SIGNAL_MS = 100;
-const STARTUP_COLLECTION_DELAY_MS = 500;
+const QUIET_MS = 400;
 
 /**
  * Builds a service, and runs it until SIGTERM, SIGINT or an uncaught error. If its configuration is invalid or a
@@ -58,17 +58,21 @@ class Lifecycle {
     const port = await this.server.listen(settings.host, settings.port);
     readiness.isAcceptingTraffic = this.stoppingSinceMs === undefined;
     log.info({ host: settings.host, port, adminPort }, 'listening');
-    setTimeout(() => this.collectStartupGarbage(), STARTUP_COLLECTION_DELAY_MS).unref();
+    this.collectStartupGarbage();
   }
 
   // Loading the modules leaves about 13 MiB of garbage, which V8 keeps until its next major collection. Collecting it
-  // takes about 25 ms. Under load, V8 does so anyway.
+  // takes about 25 ms, in which the process handles no requests, so it is done after the first 400 ms without one. Under
+  // load, V8 collects it anyway.
   private collectStartupGarbage() {
-    if (this.service.traffic.size > 0) return;
-    setFlagsFromString('--expose-gc');
-    const gc = runInNewContext('gc') as NodeJS.GCFunction;
-    setFlagsFromString('--no-expose-gc');
-    gc({ type: 'major', execution: 'sync', flavor: 'last-resort' });
+    const { traffic } = this.service;
+    const { startedRequests } = traffic;
+    const collectIfQuiet = () => {
+      const isQuiet = traffic.size === 0 && traffic.startedRequests === startedRequests;
+      if (isQuiet) collectGarbage();
+      else this.collectStartupGarbage();
+    };
+    setTimeout(collectIfQuiet, QUIET_MS).unref();
   }
 
   private onSignal(signal: string) {
@@ -115,4 +119,11 @@ class Lifecycle {
     this.service.log[code === 0 ? 'info' : 'error'](fields, message);
     process.exit(code);
   }
+}
+
+function collectGarbage() {
+  setFlagsFromString('--expose-gc');
+  const gc = runInNewContext('gc') as NodeJS.GCFunction;
+  setFlagsFromString('--no-expose-gc');
+  gc({ type: 'major', execution: 'sync', flavor: 'last-resort' });
 }
