@@ -23,7 +23,8 @@ export interface Service {
 
 // On Ctrl-C, the terminal and a process manager may each send a signal. They count as one.
 const SAME_SIGNAL_MS = 100;
-const QUIET_MS = 400;
+const IDLE_BEFORE_COLLECTION_MS = 400;
+const LAST_COLLECTION_MS = 60_000;
 
 /**
  * Builds a service, and runs it until SIGTERM, SIGINT or an uncaught error. If its configuration is invalid or a
@@ -58,21 +59,23 @@ class Lifecycle {
     const port = await this.server.listen(settings.host, settings.port);
     readiness.isAcceptingTraffic = this.stoppingSinceMs === undefined;
     log.info({ host: settings.host, port, adminPort }, 'listening');
-    this.collectStartupGarbage();
+    void this.collectStartupGarbage();
   }
 
   // Loading the modules leaves about 13 MiB of garbage, which V8 keeps until its next major collection. Collecting it
-  // takes about 25 ms, in which the process handles no requests, so it is done after the first 400 ms without one. Under
-  // load, V8 collects it anyway.
-  private collectStartupGarbage() {
+  // blocks the process for about 25 ms, so this waits for 400 ms without requests; those on the admin port do not count.
+  // If there is no such interval in the first minute, the garbage is left to V8.
+  private async collectStartupGarbage() {
     const { traffic } = this.service;
-    const { startedRequests } = traffic;
-    const collectIfQuiet = () => {
-      const isQuiet = traffic.size === 0 && traffic.startedRequests === startedRequests;
-      if (isQuiet) collectGarbage();
-      else this.collectStartupGarbage();
-    };
-    setTimeout(collectIfQuiet, QUIET_MS).unref();
+    while (this.stoppingSinceMs === undefined && performance.now() < LAST_COLLECTION_MS) {
+      const { requestCount } = traffic;
+      await sleep(IDLE_BEFORE_COLLECTION_MS, undefined, { ref: false });
+      // If this process was busy, requests may have arrived already. They are read and counted within two turns.
+      await immediate();
+      await immediate();
+      const isIdle = traffic.size === 0 && traffic.requestCount === requestCount;
+      if (isIdle && this.stoppingSinceMs === undefined) return collectGarbage();
+    }
   }
 
   private onSignal(signal: string) {

@@ -17,8 +17,8 @@ const MAX_BUFFERED_BYTES = 64 * 1024 * 1024;
  * completed one to the log, the metrics and the trace.
  */
 export class Traffic {
-  /** The number of requests so far, including those in flight. */
-  startedRequests = 0;
+  /** The number of requests since the start, including those in flight and rejected ones. */
+  requestCount = 0;
   private readonly inFlight = new InFlight<RequestRecord>();
   private waitingForClients = 0;
   private bufferedBytes = 0;
@@ -108,7 +108,7 @@ export class Traffic {
   }
 
   private requestStarted(req: Request, res: Response) {
-    this.startedRequests++;
+    this.requestCount++;
     const record = new RequestRecord(req, res, this.tracing, this.countBuffered);
     res.locals.record = record;
     res.setHeader('x-request-id', record.requestId);
