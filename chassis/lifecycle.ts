@@ -23,8 +23,8 @@ export interface Service {
 
 // On Ctrl-C, the terminal and a process manager may each send a signal. They count as one.
 const SAME_SIGNAL_MS = 100;
-const IDLE_BEFORE_COLLECTION_MS = 400;
-const LAST_COLLECTION_MS = 60_000;
+const COLLECTION_CHECK_INTERVAL_MS = 400;
+const STOP_COLLECTING_AFTER_MS = 60_000;
 
 /**
  * Builds a service, and runs it until SIGTERM, SIGINT or an uncaught error. If its configuration is invalid or a
@@ -63,14 +63,15 @@ class Lifecycle {
   }
 
   // Loading the modules leaves about 13 MiB of garbage, which V8 keeps until its next major collection. Collecting it
-  // blocks the process for about 25 ms, so this waits for 400 ms without requests; those on the admin port do not count.
-  // If there is no such interval in the first minute, the garbage is left to V8.
+  // blocks the process for about 25 ms, so this checks every 400 ms whether a request has arrived since the last check or
+  // is in flight, and collects if not. Requests on the admin port do not count. After the first minute of the process,
+  // the garbage is left to V8.
   private async collectStartupGarbage() {
     const { traffic } = this.service;
-    while (this.stoppingSinceMs === undefined && performance.now() < LAST_COLLECTION_MS) {
+    while (this.stoppingSinceMs === undefined && performance.now() < STOP_COLLECTING_AFTER_MS) {
       const { requestCount } = traffic;
-      await sleep(IDLE_BEFORE_COLLECTION_MS, undefined, { ref: false });
-      // If this process was busy, requests may have arrived already. They are read and counted within two turns.
+      await sleep(COLLECTION_CHECK_INTERVAL_MS, undefined, { ref: false });
+      // If the event loop was blocked, requests may be waiting to be read. They are counted within its next two turns.
       await immediate();
       await immediate();
       const isIdle = traffic.size === 0 && traffic.requestCount === requestCount;
