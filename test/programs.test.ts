@@ -275,6 +275,12 @@ async function newSpaceMiB(adminUrl: string) {
   return Number(bytes) / 1024 / 1024;
 }
 
+async function expectCollection(adminUrl: string) {
+  for (let waitedMs = 0; waitedMs < 3000 && (await newSpaceMiB(adminUrl)) > 4; waitedMs += 100)
+    await sleep(100);
+  expect(await newSpaceMiB(adminUrl)).toBeLessThanOrEqual(4);
+}
+
 /** Sends 40 requests, pausing 25 ms after each. Resolves to the longest gap between two responses, in milliseconds. */
 async function keepBusy(url: string) {
   let maxGapMs = 0;
@@ -291,9 +297,7 @@ async function keepBusy(url: string) {
 
 test('an idle service collects its startup garbage', async () => {
   const { adminUrl } = await startProgram('api');
-  for (let waitedMs = 0; waitedMs < 3000 && (await newSpaceMiB(adminUrl)) > 4; waitedMs += 100)
-    await sleep(100);
-  expect(await newSpaceMiB(adminUrl)).toBeLessThanOrEqual(4);
+  await expectCollection(adminUrl);
 });
 
 test('a service collects its startup garbage once requests stop, not while they arrive', async () => {
@@ -302,9 +306,7 @@ test('a service collects its startup garbage once requests stop, not while they 
   do api2 = await startProgram('api2');
   while ((await keepBusy(api2.url)) > 300);
   expect(await newSpaceMiB(api2.adminUrl)).toBeGreaterThan(4);
-  for (let waitedMs = 0; waitedMs < 3000 && (await newSpaceMiB(api2.adminUrl)) > 4; waitedMs += 100)
-    await sleep(100);
-  expect(await newSpaceMiB(api2.adminUrl)).toBeLessThanOrEqual(4);
+  await expectCollection(api2.adminUrl);
 });
 
 test('a request that is not HTTP gets 400 and its connection is closed', async () => {
