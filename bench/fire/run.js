@@ -1,6 +1,6 @@
 // npm run bench:fire: compares next-hop with other clients while api2 fails, in about 22 minutes, or more if the host
 // withholds CPU time, because measurements are then repeated.
-// ROUNDS=5 npm run bench:fire: the same five times, with totals and medians. FIRE.md is from such a run.
+// ROUNDS=5 npm run bench:fire: repeats this five times, and reports totals and medians. FIRE.md is from such a run.
 // To repeat some cells: CLIENTS=fetch,next-hop SCENARIOS=frozen npm run bench:fire. The report is then only printed.
 import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
@@ -273,7 +273,7 @@ function roundsText() {
 
 function testText() {
   if (rounds < MIN_ROUNDS_FOR_TEST) return '';
-  return ` In the column "slowest", † marks a client that is not the best, but is not significantly slower than the best one (exact one-sided rank-sum test, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons; if several clients are equally good, † marks one that is not significantly slower than any of them). The other columns were not tested. With so few measurements, † does not mean that two clients are equally fast.`;
+  return ` In the column "slowest", † marks a client that is not the best, but is not significantly slower than the best one (exact one-sided rank-sum test, p > ${SIGNIFICANCE_LEVEL}, not corrected for multiple comparisons; if several clients are equally good, † marks one that is not significantly slower than any of them). The other columns were not tested. With so few measurements, the test can miss a real difference, so † does not mean that two clients are equally fast.`;
 }
 
 function failedMeasurementsText() {
