@@ -63,9 +63,8 @@ const requestedRounds = Number(process.env.ROUNDS ?? 1);
 if (!(Number.isInteger(requestedRounds) && requestedRounds >= 1 && requestedRounds <= MAX_ROUNDS))
   throw new Error(`ROUNDS must be an integer from 1 to ${MAX_ROUNDS}.`);
 const isComplete = process.env.CLIENTS === undefined && process.env.SCENARIOS === undefined;
-const selected = (variable, all) => process.env[variable]?.split(',') ?? Object.keys(all);
-const clients = selected('CLIENTS', CLIENTS);
-const scenarios = selected('SCENARIOS', SCENARIOS);
+const clients = selectedNames('CLIENTS', CLIENTS);
+const scenarios = selectedNames('SCENARIOS', SCENARIOS);
 /** The commit of the code that is measured, with `-dirty` if a file was changed since. */
 const commit = execFileSync('git', ['describe', '--always', '--dirty'], { encoding: 'utf8' }).trim();
 /** The figures of each round: scenario, client, column. */
@@ -80,6 +79,15 @@ const failedMeasurements = [];
 const stealRepeats = Object.fromEntries(clients.map((client) => [client, []]));
 /** Set by SIGINT and SIGTERM. No further measurement starts. */
 let isStopping = false;
+
+/** The names in an environment variable, separated by commas, or all names. */
+function selectedNames(variable, all) {
+  const names = process.env[variable]?.split(',') ?? Object.keys(all);
+  const unknown = names.find((name) => !Object.hasOwn(all, name));
+  if (unknown !== undefined)
+    throw new Error(`${variable} contains "${unknown}", but the names are: ${Object.keys(all).join(', ')}.`);
+  return names;
+}
 
 /** Measures one more round of all cells. */
 async function measureRound() {
