@@ -126,19 +126,23 @@ describe.each([22, 24] as const)('on Node %i', (node) => {
     );
   });
 
-  test('from the first failure on, V8 reports at most 7 deoptimizations with warmUp, and more than 20 without', async () => {
+  test('from the first failure on, V8 reports at most 7 deoptimizations in two of three runs with warmUp, and more than 20 without', async () => {
+    // V8 does not optimize the same functions in every run. On a busy machine, a slow response before the first failure
+    // can trigger the deoptimizations without warmUp.
     const countDeoptimizations = async (mode: 'cold' | 'warm') => {
-      const output = await run(NODES[node], '--trace-deopt', 'first-failure.mjs', mode);
-      const [, afterFailure] = output.split('first failure\n');
-      if (afterFailure === undefined) throw new Error('The program did not print "first failure".');
-      return afterFailure.match(/^\[(bailout|marking dependent code)/gm)?.length ?? 0;
+      const counts: number[] = [];
+      while (counts.length < 3) {
+        const output = await run(NODES[node], '--trace-deopt', 'first-failure.mjs', mode);
+        const [, afterFailure] = output.split('first failure\n');
+        if (afterFailure === undefined) throw new Error('The program did not print "first failure".');
+        counts.push(afterFailure.match(/^\[(bailout|marking dependent code)/gm)?.length ?? 0);
+      }
+      return counts.sort((a, b) => a - b);
     };
-    expect(await countDeoptimizations('warm')).toBeLessThanOrEqual(7);
-    // On a busy machine, a slow response can trigger the deoptimizations before the failure.
-    let withoutWarmUp = 0;
-    for (let runs = 0; runs < 3 && withoutWarmUp <= 20; runs++)
-      withoutWarmUp = await countDeoptimizations('cold');
-    expect(withoutWarmUp).toBeGreaterThan(20);
+    const [, medianWithWarmUp] = await countDeoptimizations('warm');
+    expect(medianWithWarmUp).toBeLessThanOrEqual(7);
+    const [, , mostWithoutWarmUp] = await countDeoptimizations('cold');
+    expect(mostWithoutWarmUp).toBeGreaterThan(20);
   }, 60_000);
 
   test('@fastify/reply-from forwards requests and bodies through NextHop', async () => {
